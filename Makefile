@@ -1,0 +1,60 @@
+# `make demo` and `make test` are all a fresh machine needs; both make .venv here and install into it.
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+# tiny networks lose to thread overhead; a training may ask for more
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help install demo test test-all lint format sync tables docs bench experiments clean
+
+help:
+	@echo "demo        main job on phantoms: teacher, student alone, distilled student, report (about 10 minutes)"
+	@echo "test        the test suite          test-all  also the heavy integration tests"
+	@echo "lint        ruff and mypy           format    apply ruff's formatting"
+	@echo "sync        repair the blocks that bundles share, and generated files"
+	@echo "tables      regenerate README and model-card tables from docs/results"
+	@echo "experiments train and score the released models (hours on 2 cores; resumable)"
+	@echo "bench       speed benchmarks        docs      list of the documentation pages"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	$(PY) benchmarks/demo.py --output_dir demo_output
+
+test: install
+	$(PY) -m pytest -m "not integration and not gpu" --durations 15
+
+test-all: install
+	$(PY) -m pytest --durations 25
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+sync: install
+	$(PY) -m monai_kd sync
+
+tables: install
+	$(PY) -m monai_kd tables
+
+experiments: install
+	$(PY) benchmarks/experiments.py
+
+bench: install
+	$(PY) benchmarks/speed.py
+
+docs: install
+	@find docs -name '*.md' | sort
+
+clean:
+	rm -rf demo_output .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,190 @@
+"""Which labelled cases of an MSD-layout folder train, select and test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai.data import load_decathlon_datalist
+
+__all__ = ["SECTIONS", "CaseSplit", "case_id", "default_dataset_dir", "default_split_file", "ids_hash", "labelled_cases"]
+
+SECTIONS = ("train", "validation", "test")
+_ENVIRONMENT = "MONAI_KD_DATA"
+
+
+def default_dataset_dir(task: str) -> str:
+    """Return ``$MONAI_KD_DATA/<task>``, or ``<task>`` itself when the variable is not set; nothing is read."""
+    return os.path.join(os.environ.get(_ENVIRONMENT, ""), task)
+
+
+def default_split_file(dataset_dir: str, task: str, protocol: str) -> str:
+    """Return ``$MONAI_KD_DATA/splits/<protocol>.json`` if ``dataset_dir`` is that protocol's own folder, else ``""``.
+
+    The published split names the cases of one folder, so any other folder is split by seed.
+    """
+    data_root = os.environ.get(_ENVIRONMENT)
+    if not data_root or os.path.realpath(dataset_dir) != os.path.realpath(os.path.join(data_root, task)):
+        return ""
+    split_file = os.path.join(data_root, "splits", f"{protocol}.json")
+    return split_file if os.path.isfile(split_file) else ""
+
+
+def case_id(path: str | os.PathLike[str]) -> str:
+    """Return the file name without its NIfTI ending: ``imagesTr/heart_003.nii.gz`` -> ``heart_003``."""
+    name = os.path.basename(os.fspath(path))
+    for ending in (".nii.gz", ".nii"):
+        if name.endswith(ending):
+            return name[: -len(ending)]
+    return os.path.splitext(name)[0]
+
+
+def ids_hash(ids: Sequence[str] | dict[str, list[str]]) -> str:
+    """Return the sha256 of case ids, independent of the folder they lie in."""
+    return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
+
+
+def labelled_cases(dataset_dir: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """List the labelled cases of an MSD-layout folder as ``{"image": path, "label": path}``, sorted by case id.
+
+    Reads ``dataset.json`` (its ``training`` list); a folder without one is paired by equal file names in
+    ``imagesTr`` and ``labelsTr``.
+
+    Raises:
+        FileNotFoundError: the folder, or a file that dataset.json names, does not exist.
+        ValueError: the folder holds no labelled case, or two cases of one name.
+    """
+    folder = Path(dataset_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"dataset_dir '{folder}' is not a folder; pass --dataset_dir DIR (MSD layout: dataset.json, imagesTr, "
+            f"labelsTr) or set {_ENVIRONMENT} to the folder that holds it"
+        )
+    found = _listed_cases(folder) if (folder / "dataset.json").is_file() else _paired_cases(folder)
+    cases = sorted(found, key=lambda case: case_id(case["image"]))
+    if not cases:
+        raise ValueError(f"dataset_dir '{folder}' has no labelled case in dataset.json or imagesTr and labelsTr")
+    absent = [path for case in cases for path in case.values() if not os.path.isfile(path)]
+    if absent:
+        raise FileNotFoundError(f"dataset_dir '{folder}' lacks {len(absent)} listed files, the first is '{absent[0]}'")
+    ids = [case_id(case["image"]) for case in cases]
+    if len(set(ids)) != len(ids):
+        doubled = sorted({name for name in ids if ids.count(name) > 1})
+        raise ValueError(f"dataset_dir '{folder}' holds several cases named {doubled[:5]}; case names must differ")
+    return cases
+
+
+def _listed_cases(folder: Path) -> list[dict[str, str]]:
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    if not content.get("training"):
+        return []
+    items = load_decathlon_datalist(str(folder / "dataset.json"), True, "training", str(folder))
+    for number, item in enumerate(items):
+        if not {"image", "label"} <= item.keys():
+            raise ValueError(f"'{folder / 'dataset.json'}': training entry {number} needs image and label, got {item}")
+    return [{key: os.path.normpath(str(item[key])) for key in ("image", "label")} for item in items]
+
+
+def _paired_cases(folder: Path) -> list[dict[str, str]]:
+    """Pair by name; dot files (macOS leaves ``._x.nii.gz`` behind) are no images."""
+    images = [path for path in (folder / "imagesTr").glob("*.nii*") if not path.name.startswith(".")]
+    return [
+        {"image": str(path), "label": str(folder / "labelsTr" / path.name)}
+        for path in images
+        if (folder / "labelsTr" / path.name).is_file()
+    ]
+
+
+class CaseSplit:
+    """Train, validation and test cases of an MSD-layout folder, from a split file or drawn by a seed.
+
+    Nothing is read before the first :meth:`cases`, so a configuration whose data lists are replaced (MONAI Label,
+    federated clients) never needs ``dataset_dir``.
+
+    Args:
+        dataset_dir: MSD-layout folder.
+        split_file: JSON with the lists ``train``, ``validation`` and ``test`` of case ids; ``""`` draws a split of
+            all labelled cases.
+        seed: seed of the drawn split; without effect when a split file is given.
+        fractions: parts of validation and test in a drawn split, each at least one case.
+
+    Raises (at first use):
+        FileNotFoundError: folder or split file missing.
+        ValueError: a case of the split file is not in the folder, a case is in two sections, or fewer than 3
+            labelled cases are to be split.
+    """
+
+    def __init__(
+        self, dataset_dir: str, split_file: str = "", seed: int = 0, fractions: Sequence[float] = (0.1, 0.2)
+    ) -> None:
+        self.dataset_dir = dataset_dir
+        self.split_file = split_file
+        self.seed = seed
+        self.fractions = tuple(fractions)
+        self._by_id: dict[str, dict[str, str]] | None = None
+        self._ids: dict[str, list[str]] | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether any case list was asked for."""
+        return self._by_id is not None
+
+    @property
+    def ids(self) -> dict[str, list[str]]:
+        """Case ids per section."""
+        if self._ids is None:
+            self._ids = self._read_split() if self.split_file else self._draw_split()
+        return self._ids
+
+    def cases(self, section: str) -> list[dict[str, str]]:
+        """Return ``{"image", "label"}`` items of ``train``, ``validation``, ``test`` or ``all``."""
+        if section == "all":
+            return list(self._cases_by_id().values())
+        if section not in SECTIONS:
+            raise ValueError(f"section is '{section}'; known: {', '.join(SECTIONS)}, all")
+        chosen = [self._cases_by_id()[name] for name in self.ids[section]]
+        if not chosen:
+            raise ValueError(f"split file '{self.split_file}' has no case in section '{section}'")
+        return chosen
+
+    def _cases_by_id(self) -> dict[str, dict[str, str]]:
+        if self._by_id is None:
+            self._by_id = {case_id(case["image"]): case for case in labelled_cases(self.dataset_dir)}
+        return self._by_id
+
+    def _read_split(self) -> dict[str, list[str]]:
+        path = Path(self.split_file)
+        if not path.is_file():
+            raise FileNotFoundError(f"split_file '{path}' does not exist; pass --split_file \"''\" to split by seed")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = [section for section in SECTIONS if section not in content]
+        if missing:
+            raise ValueError(f"split_file '{path}' lacks the lists {missing}; it needs {', '.join(SECTIONS)}")
+        ids = {section: list(content[section]) for section in SECTIONS}
+        listed = [name for section in SECTIONS for name in ids[section]]
+        absent = [name for name in listed if name not in self._cases_by_id()]
+        if absent:
+            raise ValueError(
+                f"split_file '{path}' names {len(absent)} cases that '{self.dataset_dir}' does not hold, the first is "
+                f"'{absent[0]}'; give the split of this folder, or --split_file \"''\" to split by seed"
+            )
+        doubled = sorted({name for name in listed if listed.count(name) > 1})
+        if doubled:
+            raise ValueError(f"split_file '{path}' names {doubled[:5]} more than once; sections may not overlap")
+        return ids
+
+    def _draw_split(self) -> dict[str, list[str]]:
+        names = list(self._cases_by_id())
+        if len(names) < len(SECTIONS):
+            raise ValueError(
+                f"'{self.dataset_dir}' holds {len(names)} labelled cases; train, validation and test need at least 3"
+            )
+        random.Random(self.seed).shuffle(names)
+        num_validation, num_test = (max(1, round(fraction * len(names))) for fraction in self.fractions)
+        validation, test = names[:num_validation], names[num_validation : num_validation + num_test]
+        train = names[num_validation + num_test :]
+        return {"train": sorted(train), "validation": sorted(validation), "test": sorted(test)}

@@ -1,0 +1,251 @@
+"""The core: one module that owns student, teachers and terms and returns prediction, loss and named terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from monai_kd.distillers.taps import FeatureTaps, stage_paths
+from monai_kd.distillers.term import Term, plain_tensor
+
+__all__ = ["DistillOutput", "Distiller"]
+
+# names that the trainer's output already uses
+_RESERVED_TERMS = ("image", "label", "pred", "loss")
+
+
+class DistillOutput(NamedTuple):
+    """What one training forward returns.
+
+    Attributes:
+        pred: the student's logits, ``(B, K, *spatial)``.
+        loss: the weighted sum of all terms, 0-d.
+        terms: the unweighted value of each term by name, 0-d, detached.
+    """
+
+    pred: Tensor
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+class Distiller(nn.Module):
+    """Student, teachers and terms as one module: ``forward(image, label) -> DistillOutput``.
+
+    A distiller without teachers and with the one term ``seg`` is the student-alone baseline. Terms read *views*:
+    ``label``, ``<network>/logits``, and ``<network>/<tap>`` where a tap is a stage name of the network (``bottleneck``,
+    ``encoder_2``, ...) or an alias given in ``taps``. A stage that a term names is tapped by itself.
+
+    Frozen teachers stay in evaluation mode, run without a graph, follow ``.to()``, and are absent from
+    ``state_dict()``, ``parameters()`` and ``buffers()``: optimizers, checkpoints, federated clients and DDP see the
+    student. ``state_dict()`` has the student's bare keys, plus ``adapters.<term>.*`` where terms have adapters.
+
+    A new method overrides :meth:`views` and, if it adds names, :meth:`known_views`.
+
+    Args:
+        student: the network to train; its forward maps the image ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
+        teachers: named networks, called on the same image.
+        terms: named :class:`~monai_kd.distillers.Term` objects; the loss is the sum of ``weight * term``.
+        taps: per network a list of stage names, or a mapping from an alias to a stage name or module path.
+        cached: batch keys that hold views, e.g. ``{"teacher_logits": "teacher/logits"}``: they arrive as keyword
+            arguments of ``forward`` and replace a live teacher.
+        freeze: ``False`` co-trains the teachers: they keep their mode and gradients and are part of ``state_dict()``
+            under ``teachers.<name>.*``; give them terms of their own such as ``student: t1/logits, target: label``.
+
+    Raises:
+        ValueError: no terms, a reserved or malformed name, or an address that no view has; the message lists the
+            known ones.
+        TypeError: a term is not a ``Term`` or a network is not a module.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module] | None = None,
+        terms: Mapping[str, Term] | None = None,
+        taps: Mapping[str, Sequence[str] | Mapping[str, str]] | None = None,
+        cached: Mapping[str, str] | None = None,
+        freeze: bool = True,
+    ) -> None:
+        super().__init__()
+        teachers = dict(teachers or {})
+        _check_parts(student, teachers, terms)
+        self.student = student
+        self.freeze = freeze
+        # a plain dict keeps frozen teachers out of parameters(), buffers() and state_dict()
+        self.frozen_teachers: dict[str, nn.Module] = teachers if freeze else {}
+        self.trained_teachers = nn.ModuleDict({} if freeze else teachers)
+        self.terms = nn.ModuleDict(dict(terms or {}))
+        self.cached = dict(cached or {})
+        self.taps = self._make_taps(taps or {})
+        self._check_addresses()
+        for teacher in self.frozen_teachers.values():
+            teacher.requires_grad_(False).eval()
+        self.register_state_dict_post_hook(_to_public_keys)
+        self.register_load_state_dict_pre_hook(_to_internal_keys)
+
+    # ---- what a method overrides -------------------------------------------------------------------------------
+
+    def known_views(self) -> list[str]:
+        """Return every address a term may read."""
+        live = [f"{net}/{view}" for net in self.networks for view in ("logits", *self.taps[net].names)]
+        return ["label", *live, *self.cached.values()]
+
+    def views(self, image: Tensor, label: Tensor | None, **cached: Tensor) -> dict[str, Tensor]:
+        """Return the named tensors that terms may read: label, logits and taps of every network, cached views."""
+        views = {} if label is None else {"label": label}
+        views.update({self.cached[key]: value for key, value in cached.items()})
+        views.update(self._run("student", self.student, image))
+        for name, teacher in self.trained_teachers.items():
+            views.update(self._run(name, teacher, image))
+        with torch.no_grad():
+            for name, teacher in self.frozen_teachers.items():
+                views.update(self._run(name, teacher, image))
+        return views
+
+    # ---- the contract ------------------------------------------------------------------------------------------
+
+    def forward(self, image: Tensor, label: Tensor | None = None, **cached: Tensor) -> DistillOutput:
+        """Run every network once and return prediction, weighted loss and the unweighted terms.
+
+        Args:
+            image: ``(B, C, *spatial)``.
+            label: ``(B, 1, *spatial)`` class indices, or whatever the supervised loss takes.
+            cached: the batch entries named in ``cached``.
+        """
+        if cached.keys() != self.cached.keys():
+            raise ValueError(f"cached views {sorted(cached)} were given, {sorted(self.cached)} are declared")
+        views = self.views(plain_tensor(image), label, **cached)
+        values = {name: self._value(name, term, views) for name, term in self.terms.items()}
+        loss = torch.stack([term.weight * values[name] for name, term in self.terms.items()]).sum()  # type: ignore[operator]
+        return DistillOutput(views["student/logits"], loss, {name: value.detach() for name, value in values.items()})
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The student and every live teacher by name."""
+        return {"student": self.student, **dict(self.trained_teachers.items()), **self.frozen_teachers}
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Set the mode of everything that learns; frozen teachers stay in evaluation mode."""
+        super().train(mode)
+        for teacher in self.frozen_teachers.values():
+            teacher.eval()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
+        """Move or cast frozen teachers together with the registered modules."""
+        super()._apply(fn, recurse)
+        for teacher in self.frozen_teachers.values():
+            teacher._apply(fn)
+        return self
+
+    # ---- inner work --------------------------------------------------------------------------------------------
+
+    def _run(self, name: str, network: nn.Module, image: Tensor) -> dict[str, Tensor]:
+        with self.taps[name] as features:
+            logits = network(image)
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"network '{name}' returned {type(logits).__name__}; a distiller needs one logits tensor")
+        return {f"{name}/logits": logits, **{f"{name}/{tap}": value for tap, value in features.items()}}
+
+    def _value(self, name: str, term: nn.Module, views: Mapping[str, Tensor]) -> Tensor:
+        missing = [address for address in term.addresses if address not in views]  # type: ignore[operator,union-attr]
+        if missing:
+            raise ValueError(f"term '{name}' reads {missing}, which this batch does not hold; got {sorted(views)}")
+        return term(views)
+
+    def _make_taps(self, requested: Mapping[str, Sequence[str] | Mapping[str, str]]) -> dict[str, FeatureTaps]:
+        unknown = sorted(set(requested) - set(self.networks))
+        if unknown:
+            raise ValueError(f"taps name {unknown}; known networks: {', '.join(self.networks)}")
+        return {
+            name: FeatureTaps(network, self._tap_paths(name, network, requested.get(name, {})))
+            for name, network in self.networks.items()
+        }
+
+    def _tap_paths(self, name: str, network: nn.Module, requested: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+        paths = dict(requested) if isinstance(requested, Mapping) else {tap: tap for tap in requested}
+        if "logits" in paths:
+            raise ValueError(f"taps of '{name}' use the name 'logits', which is the network's output; choose another")
+        stages = stage_paths(network)
+        for address in self._addresses():
+            net, _, view = address.partition("/")
+            if net == name and view in stages:
+                paths.setdefault(view, view)
+        return paths
+
+    def _addresses(self) -> Iterable[str]:
+        return (address for term in self.terms.values() for address in term.addresses)  # type: ignore[union-attr]
+
+    def _check_addresses(self) -> None:
+        known = self.known_views()
+        doubled = sorted({address for address in known if known.count(address) > 1})
+        if doubled:
+            raise ValueError(f"views {doubled} come both from a live network and from the batch; keep one of the two")
+        for name, term in self.terms.items():
+            for address in term.addresses:  # type: ignore[union-attr]
+                if address not in known:
+                    raise ValueError(f"term '{name}' reads '{address}'; known: {', '.join(self._suggestions(known))}")
+
+    def _suggestions(self, known: list[str]) -> list[str]:
+        stages = [f"{name}/{stage}" for name, network in self.networks.items() for stage in stage_paths(network)]
+        return list(dict.fromkeys([*known, *stages]))
+
+
+def _check_parts(student: Any, teachers: Mapping[str, Any], terms: Mapping[str, Any] | None) -> None:
+    for name, network in {"student": student, **teachers}.items():
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network '{name}' must be a torch.nn.Module, got {network!r}")
+    for name in teachers:
+        if name in ("student", "label") or "/" in name or "." in name:
+            raise ValueError(f"'{name}' cannot name a teacher: 'student', 'label', '/' and '.' are reserved")
+    if not terms:
+        raise ValueError(
+            "a distiller needs at least one term, e.g. seg: Term(loss, 'student/logits', 'label'); got none"
+        )
+    for name, term in terms.items():
+        if not isinstance(term, Term):
+            raise TypeError(f"term '{name}' must be a monai_kd.distillers.Term, got {term!r}")
+        if name in _RESERVED_TERMS or "/" in name or "." in name:
+            raise ValueError(f"'{name}' cannot name a term: {', '.join(_RESERVED_TERMS)}, '/' and '.' are reserved")
+
+
+# Public keys are what checkpoints and federated clients see; internal keys are where the modules live.
+#   student.<key>              <->  <key>
+#   terms.<term>.adapter.<key> <->  adapters.<term>.<key>
+#   terms.<term>.loss.<key>    <->  losses.<term>.<key>
+#   trained_teachers.<t>.<key> <->  teachers.<t>.<key>
+def _public_key(key: str) -> str:
+    head, _, rest = key.partition(".")
+    if head == "student":
+        return rest
+    if head == "trained_teachers":
+        return f"teachers.{rest}"
+    term, part, leaf = rest.split(".", 2)
+    return f"{'adapters' if part == 'adapter' else 'losses'}.{term}.{leaf}"
+
+
+def _internal_key(key: str) -> str:
+    head, _, rest = key.partition(".")
+    if head == "teachers":
+        return f"trained_teachers.{rest}"
+    if head in ("adapters", "losses"):
+        term, leaf = rest.split(".", 1)
+        return f"terms.{term}.{'adapter' if head == 'adapters' else 'loss'}.{leaf}"
+    return f"student.{key}"
+
+
+def _rename(state: dict[str, Any], prefix: str, rule: Any) -> None:
+    """Rename in place, keeping the order, every key below ``prefix``."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[prefix + rule(key[len(prefix) :])] = state.pop(key)
+
+
+def _to_public_keys(module: Distiller, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    _rename(state, prefix, _public_key)
+
+
+def _to_internal_keys(module: Distiller, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    _rename(state, prefix, _internal_key)

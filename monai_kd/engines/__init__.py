@@ -1,0 +1,5 @@
+"""Training engines."""
+
+from monai_kd.engines.trainer import DistillationTrainer
+
+__all__ = ["DistillationTrainer"]

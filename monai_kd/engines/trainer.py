@@ -1,0 +1,39 @@
+"""MONAI's supervised trainer, driven by a Distiller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.engines import SupervisedTrainer
+from monai.utils.enums import CommonKeys as Keys
+from torch import Tensor, nn
+
+from monai_kd.distillers import Distiller, DistillOutput
+
+__all__ = ["DistillationTrainer"]
+
+
+class DistillationTrainer(SupervisedTrainer):
+    """Train the network of a :class:`~monai_kd.distillers.Distiller` with MONAI's own training loop.
+
+    ``network`` is a ``Distiller`` (or one wrapped by DDP); ``prepare_batch`` must hand it the label, e.g.
+    ``monai.engines.PrepareBatchExtraInput(extra_keys={"label": "label"})``. After each iteration ``state.output``
+    holds ``pred`` (the student's logits), ``loss`` and every term by its own name, unweighted. AMP, gradient
+    accumulation, compilation, handlers and decollation are MONAI's.
+
+    Raises:
+        TypeError: ``network`` is not a Distiller, or a ``loss_function`` was given: losses belong into terms.
+    """
+
+    def __init__(self, *, network: nn.Module, **kwargs: Any) -> None:
+        if "loss_function" in kwargs:
+            raise TypeError("DistillationTrainer takes no loss_function: give the Distiller a Term with that loss")
+        if not isinstance(getattr(network, "module", network), Distiller):
+            raise TypeError(f"DistillationTrainer needs a Distiller as its network, got {type(network).__name__}")
+        super().__init__(network=network, loss_function=self._unpack, **kwargs)
+
+    def _unpack(self, output: DistillOutput, _label: Tensor) -> Tensor:
+        """Replace the record in ``state.output`` by its parts and return the loss."""
+        self.state.output[Keys.PRED] = output.pred  # type: ignore[index,call-overload]
+        self.state.output.update(output.terms)  # type: ignore[union-attr]
+        return output.loss

@@ -1,0 +1,18 @@
+"""What a run records and shows."""
+
+from monai_kd.handlers.case_scores import CaseScores, write_metrics_csv
+from monai_kd.handlers.progress import Progress
+from monai_kd.handlers.publish import PublishBest
+from monai_kd.handlers.run_record import EvaluationRecord, TrainingRecord, new_run_name
+from monai_kd.handlers.scalars import named_scalars
+
+__all__ = [
+    "CaseScores",
+    "EvaluationRecord",
+    "Progress",
+    "PublishBest",
+    "TrainingRecord",
+    "named_scalars",
+    "new_run_name",
+    "write_metrics_csv",
+]

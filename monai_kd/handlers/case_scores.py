@@ -1,0 +1,103 @@
+"""Per-case Dice and HD95 of an evaluation, kept on the engine and shown."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import IterationEvents
+
+from monai_kd.data.splits import case_id
+from monai_kd.metrics import score_case, summarize
+
+__all__ = ["CaseScores", "write_metrics_csv"]
+
+_logger = logging.getLogger("monai_kd")
+
+
+class CaseScores:
+    """Score every case of an evaluator after its postprocessing.
+
+    Sets ``engine.state.case_scores`` (a list, see :func:`monai_kd.metrics.score_case`, plus ``case`` and
+    ``inference_s``), ``engine.state.case_summary``, and the metrics ``dice_<class>`` and ``hd95_mm_<class>``. Under
+    distributed evaluation every process ends with all cases; a case that padding handed out twice counts once.
+
+    Args:
+        class_names: names of the one-hot channels, background first.
+
+    Needs in the evaluator's decollated output: ``pred`` and ``label``, one-hot ``(K, *spatial)``, the label a
+    ``MetaTensor`` (spacing and file name are read from it).
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = list(class_names)
+        self._cases: list[dict[str, Any]] = []
+        self._started = 0.0
+        self._inference_s = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._stop_clock)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _reset(self, _engine: Engine) -> None:
+        self._cases = []
+
+    def _start_clock(self, _engine: Engine) -> None:
+        self._started = time.perf_counter()
+
+    def _stop_clock(self, _engine: Engine) -> None:
+        self._inference_s = time.perf_counter() - self._started
+
+    def _score(self, engine: Engine) -> None:
+        outputs = engine.state.output
+        for output in outputs:  # type: ignore[union-attr]
+            label = output["label"]
+            if not isinstance(label, MetaTensor):
+                raise TypeError(f"CaseScores needs the label as MetaTensor for its spacing, got {type(label).__name__}")
+            spacing_mm = [float(mm) for mm in label.pixdim][: label.ndim - 1]
+            scores = score_case(output["pred"].as_tensor(), label.as_tensor(), self.class_names, spacing_mm)
+            name = case_id(label.meta["filename_or_obj"])
+            self._cases.append(
+                {"case": name, **scores, "inference_s": self._inference_s / len(outputs)}  # type: ignore[arg-type]
+            )
+
+    def _finish(self, engine: Engine) -> None:
+        cases = {case["case"]: case for case in _gather(self._cases)}
+        engine.state.case_scores = [cases[name] for name in sorted(cases)]
+        engine.state.case_summary = summarize(engine.state.case_scores, self.class_names)
+        for metric in ("dice", "hd95_mm"):
+            for name, mean in engine.state.case_summary[metric].items():
+                if mean is not None and name != "mean":
+                    engine.state.metrics[f"{metric}_{name}"] = mean
+        missed = {name: count for name, count in engine.state.case_summary["missed"].items() if count}
+        if missed:
+            _logger.warning("classes missed entirely (cases): %s", missed)
+
+
+def _gather(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return cases
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, cases)
+    return [case for part in parts for case in part]
+
+
+def write_metrics_csv(path: str | Path, cases: Sequence[dict[str, Any]]) -> None:
+    """Write one row per case and class: case, class, dice, hd95_mm, missed, false_positive, inference_s."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "class", "dice", "hd95_mm", "missed", "false_positive", "inference_s"])
+        for case in cases:
+            for name, dice in case["dice"].items():
+                flags = [int(name in case["missed"]), int(name in case["false_positive"])]
+                writer.writerow([case["case"], name, dice, case["hd95_mm"][name], *flags, case["inference_s"]])

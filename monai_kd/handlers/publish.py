@@ -1,0 +1,68 @@
+"""Put a finished run's best weights where consumers look, without losing what stood there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+
+__all__ = ["PublishBest"]
+
+_logger = logging.getLogger("monai_kd")
+
+
+class PublishBest:
+    """When training completes, copy the best weights and their record from the run folder to ``ckpt_dir``.
+
+    ``ckpt_dir/model.pt`` is what MONAI Label, export and inference open; ``ckpt_dir/model.json`` says how it was
+    made. Files that stood there are moved to ``ckpt_dir/previous/`` first. The new file is complete or absent: it
+    is copied to a temporary name and renamed.
+
+    Args:
+        run_dir: folder of the run, with ``model.pt`` and ``run.json``.
+        ckpt_dir: where consumers look, usually the bundle's ``models``.
+        weights_name: file name of the weights in both folders.
+
+    Raises:
+        FileNotFoundError: the run ended without best weights (no validation ran).
+    """
+
+    def __init__(self, run_dir: str, ckpt_dir: str, weights_name: str = "model.pt") -> None:
+        self.run_dir = Path(run_dir)
+        self.ckpt_dir = Path(ckpt_dir)
+        self.weights_name = weights_name
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, _engine: Engine) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+            return
+        weights = self.run_dir / self.weights_name
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"'{weights}' was not written: no validation ran; epochs must be at least val_interval"
+            )
+        targets = {weights: self.ckpt_dir / self.weights_name}
+        targets[self.run_dir / "run.json"] = (self.ckpt_dir / self.weights_name).with_suffix(".json")
+        self.ckpt_dir.mkdir(parents=True, exist_ok=True)
+        self._set_aside(list(targets.values()))
+        for source, target in targets.items():
+            draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            shutil.copyfile(source, draft)
+            os.replace(draft, target)
+        _logger.info("best weights: %s", self.ckpt_dir / self.weights_name)
+
+    def _set_aside(self, targets: list[Path]) -> None:
+        stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+        for target in targets:
+            if target.is_file():
+                aside = self.ckpt_dir / "previous" / f"{target.stem}-{stamp}{target.suffix}"
+                aside.parent.mkdir(exist_ok=True)
+                os.replace(target, aside)
+                _logger.info("kept the earlier file as %s", aside)

@@ -1,0 +1,5 @@
+"""Teachers: the network and the weights of any MONAI bundle."""
+
+from monai_kd.teachers.load import LoadReport, load_report, load_teacher
+
+__all__ = ["LoadReport", "load_report", "load_teacher"]

@@ -1,0 +1,24 @@
+"""Tables, figures and the report of finished runs. Matplotlib is needed, and imported, only when a figure is drawn."""
+
+from monai_kd.visualize.curves import curves_figure, paired_figure, save_figure
+from monai_kd.visualize.overlays import overlay_figure, save_overlay
+from monai_kd.visualize.report import write_report
+from monai_kd.visualize.statistics import PairedDifference, PairRefused, bootstrap_interval, paired_difference
+from monai_kd.visualize.tables import load_records, result_groups, results_table, write_tables
+
+__all__ = [
+    "PairRefused",
+    "PairedDifference",
+    "bootstrap_interval",
+    "curves_figure",
+    "load_records",
+    "overlay_figure",
+    "paired_difference",
+    "paired_figure",
+    "result_groups",
+    "results_table",
+    "save_figure",
+    "save_overlay",
+    "write_report",
+    "write_tables",
+]

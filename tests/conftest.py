@@ -1,0 +1,45 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# two threads cost more than they bring on networks this small
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def bundles(repository: Path) -> list[Path]:
+    """Every bundle folder; the two ends of a distillation must be among them."""
+    found = sorted(path.parent.parent for path in repository.glob("bundles/[!_]*/configs/metadata.json"))
+    assert {"teacher", "student"} <= {path.name for path in found}
+    return found
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MSD-layout folder of 6 labelled and 2 unlabelled phantoms."""
+    from monai_kd.data import make_phantoms
+
+    return make_phantoms(tmp_path_factory.mktemp("phantoms") / "data", num_train=6, num_test=2, progress=False)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data, or a loud skip."""
+    folder = os.environ.get("MONAI_KD_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MONAI_KD_DATA is not set to a folder: this test needs real data")
+    return Path(folder)

@@ -1,0 +1,286 @@
+"""The Distiller: what it computes, what it hides, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.losses import DiceCELoss
+from monai.networks.nets import BasicUNet, UNet
+from torch import nn
+
+from monai_kd.distillers import Distiller, DistillOutput, Term
+from monai_kd.losses import SoftLogitKL
+
+
+def tiny_net(channels: int = 4, out: int = 3) -> UNet:
+    return UNet(3, 1, out, channels=(channels, 2 * channels), strides=(2,), num_res_units=1, norm="batch")
+
+
+def seg_term(weight: float = 1.0) -> Term:
+    return Term(DiceCELoss(softmax=True, to_onehot_y=True), "student/logits", "label", weight=weight)
+
+
+def soft_term(weight: float = 1.0) -> Term:
+    return Term(SoftLogitKL(2.0), "student/logits", "teacher/logits", weight=weight)
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return torch.randn(2, 1, 8, 8, 8), torch.randint(0, 3, (2, 1, 8, 8, 8)).float()
+
+
+@pytest.fixture
+def distiller():
+    torch.manual_seed(0)
+    return Distiller(tiny_net(), {"teacher": tiny_net(8)}, {"seg": seg_term(), "soft": soft_term(0.5)})
+
+
+def test_loss_is_the_weighted_sum_of_the_terms(distiller, batch):
+    output = distiller(*batch)
+    assert isinstance(output, DistillOutput)
+    assert output.pred.shape == (2, 3, 8, 8, 8)
+    assert output.loss.item() == pytest.approx((output.terms["seg"] + 0.5 * output.terms["soft"]).item(), rel=1e-6)
+    assert not any(value.requires_grad for value in output.terms.values())
+
+
+def test_terms_equal_the_losses_computed_by_hand(distiller, batch):
+    distiller.eval()
+    output = distiller(*batch)
+    with torch.no_grad():
+        student, teacher = distiller.student(batch[0]), distiller.frozen_teachers["teacher"](batch[0])
+        assert output.terms["seg"].item() == DiceCELoss(softmax=True, to_onehot_y=True)(student, batch[1]).item()
+        assert output.terms["soft"].item() == SoftLogitKL(2.0)(student, teacher).item()
+
+
+def test_without_teachers_it_is_the_student_alone(batch):
+    torch.manual_seed(0)
+    network = tiny_net()
+    alone = copy.deepcopy(network)
+    Distiller(network, terms={"seg": seg_term()})(*batch).loss.backward()
+    DiceCELoss(softmax=True, to_onehot_y=True)(alone(batch[0]), batch[1]).backward()
+    for ours, theirs in zip(network.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=0)
+
+
+def test_zero_distillation_loss_when_the_student_is_the_teacher(batch):
+    network = tiny_net()
+    distiller = Distiller(network, {"teacher": copy.deepcopy(network)}, {"soft": soft_term()}).eval()
+    assert distiller(*batch).loss.item() == 0.0
+
+
+def test_weight_zero_removes_the_gradient_and_keeps_the_log(batch):
+    torch.manual_seed(0)
+    network = tiny_net()
+    teacher = tiny_net(8)
+    grads = []
+    for terms in ({"seg": seg_term()}, {"seg": seg_term(), "soft": soft_term(0.0)}):
+        network.zero_grad()
+        output = Distiller(network, {"teacher": teacher}, terms)(*batch)
+        output.loss.backward()
+        grads.append([p.grad.clone() for p in network.parameters()])
+    assert output.terms["soft"] > 0
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_frozen_teacher_is_untouched_by_training(distiller, batch):
+    teacher = distiller.frozen_teachers["teacher"]
+    before = copy.deepcopy(teacher.state_dict())  # batch norm statistics are part of it
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+    for _ in range(3):
+        distiller.train()
+        optimizer.zero_grad()
+        distiller(*batch).loss.backward()
+        optimizer.step()
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+
+
+def test_frozen_teacher_is_hidden_but_follows_moves(distiller):
+    student_keys = list(distiller.student.state_dict())
+    assert list(distiller.state_dict()) == student_keys
+    assert len(list(distiller.parameters())) == len(list(distiller.student.parameters()))
+    assert len(list(distiller.buffers())) == len(list(distiller.student.buffers()))
+    distiller.to(torch.float64)
+    assert next(distiller.frozen_teachers["teacher"].parameters()).dtype == torch.float64
+    distiller.train()
+    assert distiller.student.training
+
+
+def test_state_dict_has_bare_student_keys_plus_adapters_and_loads_back(batch):
+    terms = {
+        "seg": seg_term(),
+        "deep": Term(nn.MSELoss(), "student/bottleneck", "teacher/bottleneck", adapter=nn.Conv3d(8, 16, 1)),
+    }
+    distiller = Distiller(tiny_net(), {"teacher": tiny_net(8)}, terms)
+    state = distiller.state_dict()
+    expected = [*distiller.student.state_dict(), "adapters.deep.weight", "adapters.deep.bias"]
+    assert list(state) == expected
+    other = Distiller(
+        tiny_net(),
+        {"teacher": tiny_net(8)},
+        {
+            "seg": seg_term(),
+            "deep": Term(nn.MSELoss(), "student/bottleneck", "teacher/bottleneck", adapter=nn.Conv3d(8, 16, 1)),
+        },
+    )
+    assert other.load_state_dict(state).missing_keys == []
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, state[key])
+    # nested, as below DDP
+    nested = nn.ModuleDict({"module": distiller})
+    assert list(nested.state_dict()) == [f"module.{key}" for key in expected]
+    nn.ModuleDict({"module": other}).load_state_dict(nested.state_dict())
+    # the student's own file fits, strictly
+    tiny_net().load_state_dict({key: value for key, value in state.items() if not key.startswith("adapters.")})
+
+
+def test_adapter_is_trained_and_features_are_those_of_the_stages(batch):
+    adapter = nn.Conv3d(8, 16, 1)
+    term = Term(nn.MSELoss(), "student/bottleneck", "teacher/bottleneck", adapter=adapter)
+    distiller = Distiller(tiny_net(), {"teacher": tiny_net(8)}, {"deep": term})
+    distiller(*batch).loss.backward()
+    assert adapter.weight.grad.abs().sum() > 0
+    assert any(p is adapter.weight for p in distiller.parameters())
+
+
+def test_co_training_gives_each_network_only_its_own_gradient(batch):
+    torch.manual_seed(0)
+    student, teacher = tiny_net(), tiny_net(8)
+    alone = copy.deepcopy(teacher)
+    terms = {
+        "seg": seg_term(),
+        "soft": soft_term(),
+        "teacher_seg": Term(DiceCELoss(softmax=True, to_onehot_y=True), "teacher/logits", "label"),
+    }
+    distiller = Distiller(student, {"teacher": teacher}, terms, freeze=False)
+    distiller(*batch).loss.backward()
+    DiceCELoss(softmax=True, to_onehot_y=True)(alone(batch[0]), batch[1]).backward()
+    for ours, theirs in zip(teacher.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+    assert {key for key in distiller.state_dict() if key.startswith("teachers.teacher.")} == {
+        f"teachers.teacher.{key}" for key in teacher.state_dict()
+    }
+    distiller.load_state_dict(distiller.state_dict())
+
+
+def test_term_passes_the_label_only_to_losses_that_declare_it(batch):
+    seen = {}
+
+    def labelled(student, target, label):
+        seen["label"] = label
+        return (student - target).pow(2).mean()
+
+    distiller = Distiller(
+        tiny_net(), {"teacher": tiny_net(8)}, {"x": Term(labelled, "student/logits", "teacher/logits")}
+    )
+    distiller(*batch)
+    assert torch.equal(seen["label"], batch[1])
+
+
+def test_losses_get_plain_float32_tensors_under_autocast(batch):
+    seen = {}
+
+    def loss(student, target):
+        seen["types"] = (type(student), type(target), student.dtype, torch.is_autocast_enabled("cpu"))
+        return student.mean()
+
+    distiller = Distiller(tiny_net(), {"teacher": tiny_net(8)}, {"x": Term(loss, "student/logits", "teacher/logits")})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = distiller(MetaTensor(batch[0]), MetaTensor(batch[1]))
+    assert seen["types"] == (torch.Tensor, torch.Tensor, torch.float32, False)
+    assert output.pred.dtype == torch.bfloat16
+
+
+def test_cached_teacher_logits_replace_a_live_teacher(batch):
+    torch.manual_seed(0)
+    network, teacher = tiny_net(), tiny_net(8).eval()
+    live = Distiller(network, {"teacher": teacher}, {"soft": soft_term()}).eval()
+    cached = Distiller(network, {}, {"soft": soft_term()}, cached={"teacher_logits": "teacher/logits"}).eval()
+    with torch.no_grad():
+        logits = teacher(batch[0])
+    assert cached(*batch, teacher_logits=logits).loss.item() == live(*batch).loss.item()
+    with pytest.raises(ValueError, match="teacher_logits"):
+        cached(*batch)
+    with pytest.raises(ValueError, match="both from a live network and from the batch"):
+        Distiller(network, {"teacher": teacher}, {"soft": soft_term()}, cached={"teacher_logits": "teacher/logits"})
+
+
+def test_taps_add_views_under_their_alias(batch):
+    term = Term(nn.MSELoss(), "student/deep", "teacher/deep")
+    taps = {"student": {"deep": "bottleneck"}, "teacher": {"deep": "encoder_1"}}
+    student, teacher = tiny_net(8), tiny_net(8)
+    distiller = Distiller(student, {"teacher": teacher}, {"x": term}, taps=taps)
+    views = distiller.views(*batch)
+    assert views["student/deep"].shape == (2, 16, 4, 4, 4)
+    assert views["teacher/deep"].shape[:2] == (2, 8)
+    assert not views["teacher/deep"].requires_grad
+
+
+def test_forward_without_label_serves_terms_that_need_none(batch):
+    distiller = Distiller(tiny_net(), {"teacher": tiny_net(8)}, {"soft": soft_term()})
+    assert distiller(batch[0]).loss > 0
+    with pytest.raises(ValueError, match=r"term 'seg' reads \['label'\]"):
+        Distiller(tiny_net(), terms={"seg": seg_term()})(batch[0])
+
+
+def test_deep_copy_and_pickle_survive(distiller, batch, tmp_path):
+    distiller.eval()
+    expected = distiller(*batch).loss
+    assert torch.equal(copy.deepcopy(distiller)(*batch).loss, expected)
+    torch.save(distiller, tmp_path / "distiller.pt")
+    assert torch.equal(torch.load(tmp_path / "distiller.pt", weights_only=False)(*batch).loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("teacher/logit", "term 'soft' reads 'teacher/logit'; known: label, student/logits, teacher/logits"),
+        ("techer/logits", "term 'soft' reads 'techer/logits'; known: label, student/logits, teacher/logits"),
+        ("student/bottlneck", "student/bottleneck"),
+    ],
+)
+def test_unknown_address_names_term_and_known_views(address, message):
+    with pytest.raises(ValueError, match=message):
+        Distiller(tiny_net(), {"teacher": tiny_net(8)}, {"soft": Term(SoftLogitKL(), target=address)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"terms": {}}, ValueError, "at least one term"),
+        ({"terms": {"loss": seg_term()}}, ValueError, "'loss' cannot name a term"),
+        ({"terms": {"seg": nn.MSELoss()}}, TypeError, "term 'seg' must be"),
+        ({"teachers": {"student": tiny_net()}, "terms": {"seg": seg_term()}}, ValueError, "'student' cannot name"),
+        ({"teachers": {"t": "model.pt"}, "terms": {"seg": seg_term()}}, TypeError, "network 't' must be"),
+        ({"taps": {"other": ["bottleneck"]}, "terms": {"seg": seg_term()}}, ValueError, "taps name"),
+    ],
+)
+def test_bad_parts_are_refused_at_construction(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Distiller(tiny_net(), **arguments)
+
+
+def test_teacher_with_other_classes_is_refused_by_the_loss(batch):
+    distiller = Distiller(tiny_net(), {"teacher": tiny_net(8, out=2)}, {"soft": soft_term()})
+    with pytest.raises(ValueError, match=r"\(2, 3, 8, 8, 8\) and teacher logits \(2, 2, 8, 8, 8\)"):
+        distiller(*batch)
+
+
+@pytest.mark.parametrize("weight", ["1.0", True, float("nan"), None])
+def test_bad_weight_is_refused(weight):
+    with pytest.raises(ValueError, match="weight must be a finite number"):
+        Term(SoftLogitKL(), weight=weight)
+
+
+def test_student_of_another_family_works_in_two_dimensions():
+    student = BasicUNet(2, 1, 3, features=(4, 4, 8, 8, 8, 4))
+    teacher = UNet(2, 1, 3, channels=(8, 16), strides=(2,))
+    output = Distiller(student, {"teacher": teacher}, {"soft": soft_term()})(torch.randn(1, 1, 32, 32))
+    assert output.pred.shape == (1, 3, 32, 32)

@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 from itertools import permutations, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -102,7 +102,7 @@ def phantom_case(
         rng = np.random.default_rng([seed, index, 3, list(CONTRAST).index(name)])  # new modalities go last in the table
         channels.append(_acquire(rng, fractions, texture, CONTRAST[name]))
     affine = _oblique_affine(affine_rng, shape)
-    code = axis_codes[affine_rng.integers(len(axis_codes))]
+    code = axis_codes[int(affine_rng.integers(len(axis_codes)))]
     return _reorient(PhantomCase(np.stack(channels), _label_map(fractions), affine), code)
 
 
@@ -139,7 +139,7 @@ def make_phantoms(
     _check_count("num_train", num_train, 1, FIRST_TEST_INDEX)
     _check_count("num_test", num_test, 0, FIRST_TEST_INDEX)
     _check_case_options(seed, 0, modalities, spatial_size, axis_codes)
-    options = {
+    options: dict[str, Any] = {
         "seed": int(seed),
         "modalities": list(modalities),
         "spatial_size": [int(n) for n in spatial_size],
@@ -190,10 +190,10 @@ def _organ_frame(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
     The rows are ``lateral`` (+ outward), ``along`` (- at the tail, + at the head) and ``up``.
     """
     centers = [(np.arange(n, dtype=np.float32) + 0.5) / n - 0.5 for n in shape]
-    grid = np.stack(np.meshgrid(*centers, indexing="ij")) * np.float32(FIELD_OF_VIEW_MM)[:, None, None, None]
+    grid = np.stack(np.meshgrid(*centers, indexing="ij")) * np.array(FIELD_OF_VIEW_MM, np.float32)[:, None, None, None]
     roll, pitch, yaw = np.deg2rad(rng.normal((0.0, -35.0, 0.0), (6.0, 4.0, 5.0)))
     pose = _rotation((0, 1, 0), roll) @ _rotation((1, 0, 0), pitch) @ _rotation((0, 0, 1), yaw)
-    shift_mm = rng.normal((0.0, 0.0, 0.0), (1.2, 1.0, 1.5))
+    shift_mm = rng.normal(0.0, (1.2, 1.0, 1.5))
     scale = rng.normal(1.0, 0.05) * rng.normal(1.0, 0.04, size=3)
     matrix = (pose / scale).T.astype(np.float32)  # the inverse of posing and scaling
     frame = np.einsum("ij,jxyz->ixyz", matrix, grid - shift_mm.astype(np.float32)[:, None, None, None])
@@ -206,12 +206,7 @@ def _organ_frame(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
     return frame
 
 
-def _organ_distance(
-    rng: np.random.Generator,
-    frame: np.ndarray,
-    head: np.ndarray,
-    half_length_mm: float,
-) -> np.ndarray:
+def _organ_distance(rng: np.random.Generator, frame: np.ndarray, head: np.ndarray, half_length_mm: float) -> np.ndarray:
     """Approximate signed distance in mm to the organ's surface, negative inside."""
     lateral, along, up = frame
     reach = along / half_length_mm
@@ -248,12 +243,7 @@ def _paint_surroundings(rng: np.random.Generator, fractions: np.ndarray, frame: 
     _paint(fractions, "vessel", _sigmoid(-artery / 0.35))
 
 
-def _paint_neighbors(
-    rng: np.random.Generator,
-    fractions: np.ndarray,
-    frame: np.ndarray,
-    half_length_mm: float,
-) -> None:
+def _paint_neighbors(rng: np.random.Generator, fractions: np.ndarray, frame: np.ndarray, half_length_mm: float) -> None:
     """The distractors: the amygdala on the head and the cortical ribbon that joins the body from below."""
     lateral, _, up = frame
     center = np.array((-1.5, half_length_mm - 5.0, 8.0)) + rng.normal(0.0, 0.8, 3)
@@ -269,12 +259,7 @@ def _paint_neighbors(
     _paint(fractions, "csf", 0.9 * _sigmoid(-sulcus / 0.3) * inside)
 
 
-def _paint_ventricle(
-    rng: np.random.Generator,
-    fractions: np.ndarray,
-    frame: np.ndarray,
-    depth: np.ndarray,
-) -> None:
+def _paint_ventricle(rng: np.random.Generator, fractions: np.ndarray, frame: np.ndarray, depth: np.ndarray) -> None:
     """The temporal horn: a sheet of CSF on the organ's outer upper side, thin to wide, with a thin white lining."""
     lateral, along, up = frame
     width_mm = rng.uniform(0.5, 2.4) + 0.4 * _smooth_field(rng, lateral.shape, (5.0, 7.0, 5.0))
@@ -295,7 +280,7 @@ def _paint(fractions: np.ndarray, tissue: str, share: np.ndarray) -> None:
 
 
 def _label_map(fractions: np.ndarray) -> np.ndarray:
-    """The class that holds at least half of a voxel's organ, where the organ holds at least half of the voxel."""
+    """The class with the larger share, where the whole organ holds at least half of the voxel."""
     anterior, posterior = (fractions[TISSUES.index(name)] for name in CLASS_NAMES[1:])
     organ = anterior + posterior >= 0.5
     return np.where(organ, np.where(anterior >= posterior, 1, 2), 0).astype(np.uint8)
@@ -312,7 +297,7 @@ def _texture(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def _acquire(
     rng: np.random.Generator, fractions: np.ndarray, texture: np.ndarray, contrast: Sequence[float]
 ) -> np.ndarray:
-    """Scan the scene once: contrast, blur, bias field, Rician noise, arbitrary scale. ``(*S)`` float32, whole numbers."""
+    """Scan the scene once: contrast, blur, bias field, Rician noise, arbitrary scale. ``(*S)``, whole numbers."""
     case_contrast = np.array(contrast) * rng.normal(1.0, 0.04, len(contrast))
     organ = [TISSUES.index(name) for name in CLASS_NAMES[1:]]
     case_contrast[organ] = np.array(contrast)[organ] * rng.normal(1.0, 0.05)  # together: keeps their order
@@ -359,7 +344,7 @@ def _ellipsoid(frame: np.ndarray, center: np.ndarray, radii_mm: Sequence[float])
     return _sigmoid((1.0 - np.sqrt(sum(x**2 for x in offsets))) * min(radii_mm) / 0.5)
 
 
-def _rotation(axis: Sequence[float], angle: float) -> np.ndarray:
+def _rotation(axis: Sequence[float] | np.ndarray, angle: float) -> np.ndarray:
     """Rotation by ``angle`` radians about the unit vector ``axis``, ``(3, 3)``."""
     x, y, z = axis
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])

@@ -82,7 +82,9 @@ class Distiller(nn.Module):
         self.taps = self._make_taps(taps or {})
         self._check_addresses()
         for teacher in self.frozen_teachers.values():
-            teacher.requires_grad_(False).eval()
+            teacher.eval()
+            for parameter in teacher.parameters():  # TorchScript has no requires_grad_()
+                parameter.requires_grad = False
         self.register_state_dict_post_hook(_to_public_keys)
         self.register_load_state_dict_pre_hook(_to_internal_keys)
 

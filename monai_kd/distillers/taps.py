@@ -191,7 +191,7 @@ class FeatureTaps:
         every feature: as the module returns it, ``(B, C, *spatial)`` for stages, as a plain tensor of the graph.
 
     Raises:
-        ValueError: an unknown stage or path, an alias given twice, or a TorchScript network (hooks inside do not run).
+        ValueError: an unknown stage or path, an alias given twice, or taps in TorchScript (hooks inside do not run).
         RuntimeError: on use, when a tapped module ran twice or not at all, a stage was overwritten in place after all,
             or the context is entered twice.
         TypeError: on use, when a tapped module returned something else than one tensor (alone or in a list or tuple).
@@ -202,7 +202,7 @@ class FeatureTaps:
     """
 
     def __init__(self, network: nn.Module, taps: Mapping[str, str] | Sequence[str]) -> None:
-        if isinstance(network, torch.jit.ScriptModule):
+        if taps and isinstance(network, torch.jit.ScriptModule):
             raise ValueError(
                 f"{_name(network)} is TorchScript: the modules inside cannot be tapped, only its output can be used; "
                 "load the network from its bundle's config instead"

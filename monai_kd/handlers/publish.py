@@ -29,7 +29,7 @@ class PublishBest:
         weights_name: file name of the weights in both folders.
 
     Raises:
-        FileNotFoundError: the run ended without best weights (no validation ran).
+        FileNotFoundError: the run ended without best weights (no validation ran) or without a record; nothing changed.
     """
 
     def __init__(self, run_dir: str, ckpt_dir: str, weights_name: str = "model.pt") -> None:
@@ -48,8 +48,11 @@ class PublishBest:
             raise FileNotFoundError(
                 f"'{weights}' was not written: no validation ran; epochs must be at least val_interval"
             )
-        targets = {weights: self.ckpt_dir / self.weights_name}
-        targets[self.run_dir / "run.json"] = (self.ckpt_dir / self.weights_name).with_suffix(".json")
+        record = self.run_dir / "run.json"
+        if not record.is_file():
+            raise FileNotFoundError(f"'{record}' was not written; put TrainingRecord before PublishBest")
+        published = self.ckpt_dir / self.weights_name
+        targets = {weights: published, record: published.with_suffix(".json")}
         self.ckpt_dir.mkdir(parents=True, exist_ok=True)
         self._set_aside(list(targets.values()))
         for source, target in targets.items():
@@ -59,7 +62,7 @@ class PublishBest:
         _logger.info("best weights: %s", self.ckpt_dir / self.weights_name)
 
     def _set_aside(self, targets: list[Path]) -> None:
-        stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+        stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"  # to the microsecond: runs may end within one second
         for target in targets:
             if target.is_file():
                 aside = self.ckpt_dir / "previous" / f"{target.stem}-{stamp}{target.suffix}"

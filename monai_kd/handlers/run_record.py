@@ -30,6 +30,7 @@ from monai_kd.handlers.provenance import (
     write_json,
 )
 from monai_kd.handlers.scalars import named_scalars
+from monai_kd.teachers import load_report
 
 __all__ = ["EvaluationRecord", "TrainingRecord", "new_run_name"]
 
@@ -298,7 +299,15 @@ def _teacher_facts(distiller: nn.Module | None) -> dict[str, Any]:
     networks = {name: network for name, network in core.networks.items() if name != "student"}
     if not networks:
         return {"source": "cached" if core.cached else "none"}
-    return {"source": "live", "networks": {name: network_facts(network) for name, network in networks.items()}}
+    return {"source": "live", "networks": {name: _loaded_facts(network) for name, network in networks.items()}}
+
+
+def _loaded_facts(network: nn.Module) -> dict[str, Any]:
+    """Return class, parameters and, if ``load_teacher`` made it, the sha256 of its weights file."""
+    try:
+        return {**network_facts(network), "weights_sha256": load_report(network).sha256}
+    except ValueError:  # built otherwise, e.g. a teacher made in Python
+        return network_facts(network)
 
 
 def _training_record(weights: Path) -> dict[str, Any] | None:

@@ -154,7 +154,9 @@ def load_teacher(
 
 
 def _finish(network: nn.Module, report: LoadReport) -> nn.Module:
-    network.requires_grad_(False).eval()
+    for parameter in network.parameters():  # a ScriptModule has no requires_grad_()
+        parameter.requires_grad_(False)
+    network.eval()
     _REPORTS[network] = report
     return network
 

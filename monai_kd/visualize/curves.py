@@ -117,9 +117,14 @@ def _check_curves(record: Record) -> None:
 
 
 def _panels(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """Title and place in the curves: the whole loss if there are several terms, each term, then the validation Dice."""
-    terms = dict.fromkeys(name for record in records for name in record["training"]["curves"]["terms"])
-    whole: dict[str, tuple[str, ...]] = {"loss, weighted sum": ("loss",)} if len(terms) != 1 else {}
+    """Title and place in the curves: the whole loss, each term, the validation Dice.
+
+    The whole loss is left out where every training has the one and same term.
+    """
+    of_each = [tuple(record["training"]["curves"]["terms"]) for record in records]
+    terms = dict.fromkeys(name for names in of_each for name in names)
+    alone = len(terms) == 1 and all(of_each)
+    whole: dict[str, tuple[str, ...]] = {} if alone else {"loss, weighted sum": ("loss",)}
     return {
         **whole,
         **{f"term '{name}', unweighted": ("terms", name) for name in terms},
@@ -128,14 +133,15 @@ def _panels(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
 
 
 def _series(record: Record, place: tuple[str, ...]) -> tuple[list[float], list[float]] | None:
-    """The x and y of one training in one panel; None if it has no such term."""
+    """The x and y of one training in one panel, a gap where a value was not finite; None if it has no such term."""
     curves = record["training"]["curves"]
     y = curves
     for key in place:
         if key not in y:
             return None
         y = y[key]
-    return curves["val_epoch" if place == ("val_mean_dice",) else "epoch"], y
+    x = curves["val_epoch" if place == ("val_mean_dice",) else "epoch"]
+    return x, [float("nan") if value is None else value for value in y]
 
 
 def _draw_method(axes: Axes, series: Sequence[tuple[list[float], list[float]]], color: str) -> None:
@@ -153,8 +159,8 @@ def _draw_method(axes: Axes, series: Sequence[tuple[list[float], list[float]]], 
 
 def _mark_best(axes: Axes, record: Record, color: str) -> None:
     curves, best = record["training"]["curves"], record["training"]["best_epoch"]
-    if best in curves["val_epoch"]:
-        y = curves["val_mean_dice"][curves["val_epoch"].index(best)]
+    scores = dict(zip(curves["val_epoch"], curves["val_mean_dice"], strict=True))
+    if (y := scores.get(best)) is not None:
         axes.plot([best], [y], marker="o", markersize=5, color=color, markeredgecolor="white", zorder=5)
 
 

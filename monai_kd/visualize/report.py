@@ -159,7 +159,8 @@ def _score(found: tuple[float, float | None] | None) -> str:
 
 def _missed(arm: Arm) -> str:
     counts = {name: arm.missed(name) for name in arm.records[0]["classes"].values()}
-    return "".join(f"; {name} missed {count} times" for name, count in counts.items() if count)
+    found = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    return f"; missed altogether: {found}" if found else ""
 
 
 def _millions(parameters: int | None) -> str:
@@ -223,12 +224,18 @@ def _provenance_row(record: Record) -> dict[str, str]:
         "config files": ", ".join(record["config_files"]),
         "config hash": record["config_hash"][:12],
         "protocol": f"{protocol['name']} {protocol['hash'][:12]}, {protocol['section']} section",
-        "split": protocol["split_hash"][:12],
+        "split": protocol.get("split_hash", "unknown")[:12],
         "weights": record["network"]["weights_sha256"][:12],
-        "commit": (record["commit"] or "unknown")[:12],
+        "commit": _commit(record["commit"]),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items())),
         "device": f"{device['name']}, {device['type']}, {device['threads']} threads",
     }
+
+
+def _commit(commit: str | None) -> str:
+    """Twelve digits, and whether the code differed from that commit."""
+    digits, plus, state = (commit or "unknown").partition("+")
+    return digits[:12] + plus + state
 
 
 def _table(table: Table, badge_column: int | None = None) -> str:

@@ -218,6 +218,7 @@ def _refuse_unlike(records: Sequence[Record]) -> None:
     for record in records:
         if record["schedule_hash"] is None:
             raise PairRefused(f"schedule_hash is unknown in {record['run_id']}")
+    for record in records:
         for name, path in _SHARED.items():
             expected, got = _lookup(first, path), _lookup(record, path)
             if expected != got:
@@ -279,7 +280,7 @@ class Arm:
     network: str
     parameters: int
     schedule_hash: str | None
-    split_hash: str
+    split_hash: str | None
     records: tuple[Record, ...]
     superseded: tuple[str, ...] = ()
 
@@ -326,7 +327,7 @@ class Arm:
 def group_arms(records: Iterable[Record]) -> list[Arm]:
     """Sort the records of one protocol into arms: teacher, baseline, distilled, then the other methods by name.
 
-    Of several evaluations of one seed the newest counts (by the time that ends the run id); the others are named in
+    Of several evaluations of one seed the newest counts (by its start); the others are named in
     ``superseded``, so that an evaluation that was repeated does not pass for another seed.
     """
     found: dict[tuple[Any, ...], dict[int | None, list[Record]]] = {}
@@ -349,21 +350,23 @@ def _arm_key(record: Record) -> tuple[Any, ...]:
         network["target"],
         network["parameters"],
         record["schedule_hash"],
-        record["protocol"]["split_hash"],
+        record["protocol"].get("split_hash"),  # absent where the training is unknown
     )
 
 
 def _arm_order(arm: Arm) -> tuple[Any, ...]:
     known = ("teacher", "baseline", "distilled")
     rank = known.index(arm.method) if arm.method in known else len(known)
-    schedule = arm.schedule_hash or ""
-    return arm.bundle if rank else "", rank, arm.method, arm.network, -arm.parameters, schedule, arm.split_hash
+    hashes = arm.schedule_hash or "", arm.split_hash or ""
+    return arm.bundle if rank else "", rank, arm.method, arm.network, -arm.parameters, *hashes
 
 
 def _age(record: Record) -> tuple[str, str]:
+    """The digits of the start if it is recorded, else of the time that ends the run id: later sorts higher."""
     stamp = re.search(r"\d{8}-\d{6}$", record["run_id"])
-    return stamp.group() if stamp else "", record["run_id"]
+    started = record.get("started") or (stamp.group() if stamp else "")
+    return re.sub(r"\D", "", started)[:14], record["run_id"]
 
 
 def _cpu_text(device: Mapping[str, Any]) -> str:
-    return f"{device['name']}, {device['threads']} threads"
+    return f"{device['name']}, {device['threads']} thread{'' if device['threads'] == 1 else 's'}"

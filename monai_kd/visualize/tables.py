@@ -50,13 +50,10 @@ _REQUIRED = (
     "protocol.name",
     "protocol.hash",
     "protocol.section",
-    "protocol.split_hash",
-    "protocol.n_train",
-    "protocol.n_validation",
     "network.target",
     "network.parameters",
     "network.weights_sha256",
-    "teacher.source",
+    "teacher",
     "device.name",
     "device.type",
     "device.threads",
@@ -65,6 +62,14 @@ _REQUIRED = (
     "cases",
     "summary.dice.mean",
     "training",
+)
+# Known only where the training that made the weights is.
+_REQUIRED_OF_TRAINED = (
+    "training.time.total_s",
+    "teacher.source",
+    "protocol.split_hash",
+    "protocol.n_train",
+    "protocol.n_validation",
 )
 _OPEN = re.compile(r"<!-- >>> results: (?P<protocol>\S+)(?P<filters>(?: \S+=\S+)*) -->")
 _OPEN_START = "<!-- >>> results:"
@@ -98,12 +103,11 @@ def validate_record(record: Mapping[str, Any], source: str | Path) -> None:
     """Refuse an evaluation record that lacks what tables and figures read; ``source`` names it in the message."""
     for key in _REQUIRED:
         _get(record, key, source)
-    if record["teacher"]["source"] != "none":
-        _get(record, "teacher.weights_sha256", source)
+    if record["training"] is not None:
+        for key in _REQUIRED_OF_TRAINED:
+            _get(record, key, source)
     if record["seed"] is not None and type(record["seed"]) is not int:
         raise ValueError(f"{source}: 'seed' is {record['seed']!r}; it must be a whole number, or null if unknown")
-    if record["training"] is not None:
-        _get(record, "training.time.total_s", source)
     _check_summary(record, source)
     _check_cases(record, source)
 
@@ -264,7 +268,7 @@ def _result_group(arms: Sequence[Arm], shown: Sequence[Arm]) -> ResultGroup:
         arms=tuple(shown),
         comparisons=comparisons,
         results=_results(shown, arms),
-        students=_students(comparisons) if comparisons else None,
+        students=_students(comparisons, arms) if comparisons else None,
         notes=tuple(_notes(shown, arms, comparisons)),
     )
 
@@ -299,8 +303,10 @@ def _teacher_of(student: Arm, arms: Sequence[Arm]) -> Arm | None:
 
 
 def _teacher_weights(student: Arm) -> set[str]:
-    teachers = (record["teacher"] for record in student.records)
-    return {teacher["weights_sha256"] for teacher in teachers if teacher["source"] != "none"}
+    """The sha256 of the weights a student learned from, as far as its records tell, of one teacher or several."""
+    known = [record["teacher"] for record in student.records if record["teacher"]]
+    teachers = [network for teacher in known for network in (teacher, *teacher.get("networks", {}).values())]
+    return {teacher["weights_sha256"] for teacher in teachers if teacher.get("weights_sha256")}
 
 
 # ---------------------------------------------------------------- rows
@@ -334,22 +340,23 @@ def _result_row(arm: Arm, names: Sequence[str], arms: Sequence[Arm]) -> tuple[st
     )
 
 
-def _students(comparisons: Sequence[Comparison]) -> Table:
+def _students(comparisons: Sequence[Comparison], arms: Sequence[Arm]) -> Table:
     header = (
         *("student", "verdict", "Dice minus baseline, paired", "95 % interval", "seed noise", "cases", "seeds"),
         *("% of the teacher's Dice", "% of its parameters"),
     )
-    return Table(header, tuple(_student_row(comparison) for comparison in comparisons), n_text=2)
+    return Table(header, tuple(_student_row(comparison, arms) for comparison in comparisons), n_text=2)
 
 
-def _student_row(comparison: Comparison) -> tuple[str, ...]:
+def _student_row(comparison: Comparison, arms: Sequence[Arm]) -> tuple[str, ...]:
+    label = f"{_distinct_label(comparison.student, arms)} ({comparison.student.bundle})"
     ratios = (_percent(comparison.dice_ratio), _percent(comparison.parameter_ratio))
     found = comparison.difference
     if found is None:
         verdict = "reference" if comparison.student.method == "baseline" else "refused" if comparison.baseline else NONE
-        return (comparison.student.label, verdict, NONE, NONE, NONE, NONE, NONE, *ratios)
+        return (label, verdict, NONE, NONE, NONE, NONE, NONE, *ratios)
     return (
-        comparison.student.label,
+        label,
         found.verdict,
         f"{found.mean:+.4f}",
         f"{found.interval[0]:+.4f} to {found.interval[1]:+.4f}",
@@ -367,7 +374,7 @@ def _distinct_label(arm: Arm, arms: Sequence[Arm]) -> str:
     if arm in students and len({other.schedule_hash for other in students}) > 1:
         label += f", schedule {(arm.schedule_hash or 'unknown')[:8]}"
     if len({other.split_hash for other in arms}) > 1:
-        label += f", split {arm.split_hash[:8]}"
+        label += f", split {(arm.split_hash or 'unknown')[:8]}"
     return label
 
 
@@ -437,18 +444,15 @@ def _notes(shown: Sequence[Arm], arms: Sequence[Arm], comparisons: Sequence[Comp
 
 def _data_note(arms: Sequence[Arm]) -> str:
     records = [record for arm in arms for record in arm.records]
-    cases, train, validation = (
-        " or ".join(map(str, sorted(set(counts))))
-        for counts in (
-            [len(record["cases"]) for record in records],
-            [record["protocol"]["n_train"] for record in records],
-            [record["protocol"]["n_validation"] for record in records],
-        )
-    )
-    return (
-        f"{cases} cases; training on {train}, selection on {validation}. "
-        "Dice and HD95: mean over cases, then mean ± SD over seeds (no SD with one seed)."
-    )
+    trained = [record["protocol"] for record in records if record["training"]]
+    cases = _either(len(record["cases"]) for record in records)
+    train, selection = (_either(protocol[key] for protocol in trained) for key in ("n_train", "n_validation"))
+    source = f"; training on {train}, selection on {selection}" if trained else ""
+    return f"{cases} cases{source}. Dice and HD95: mean over cases, then mean ± SD over seeds (no SD with one seed)."
+
+
+def _either(counts: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(set(counts))))
 
 
 def _teacher_notes(comparisons: Sequence[Comparison], arms: Sequence[Arm]) -> Iterator[str]:

@@ -433,9 +433,13 @@ def test_malformed_taps_are_refused(taps, reason):
         FeatureTaps(unet(2), taps)
 
 
-def test_a_torchscript_network_is_refused_because_inner_hooks_do_not_run():
+def test_torchscript_can_go_without_taps_but_not_with_them():
+    network = torch.jit.script(nn.Sequential(nn.ReLU()))
+    with FeatureTaps(network, {}) as features:
+        network(image(4, dims=2))
+    assert features == {}
     with pytest.raises(ValueError, match="is TorchScript"):
-        FeatureTaps(torch.jit.script(nn.Sequential(nn.ReLU())), ["0"])
+        FeatureTaps(network, ["0"])
 
 
 # ---- misuse while recording -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,20 @@ def test_panel_per_term_and_one_for_validation() -> None:
 
 def test_single_term_is_not_drawn_twice() -> None:
     assert len(curves_figure(arm("baseline", DICE)).axes) == 2
+
+
+def test_training_without_terms_shows_its_loss_beside_one_with_a_term() -> None:
+    plain = make_record("teacher")
+    plain["training"]["curves"]["terms"] = {}
+    figure = curves_figure([plain, make_record("baseline")])
+    assert [len(axes.lines) for axes in figure.axes[:2]] == [2, 1]
+
+
+def test_value_that_was_not_finite_is_a_gap() -> None:
+    record = make_record("baseline")
+    record["training"]["curves"]["terms"]["seg"][3] = None
+    line = curves_figure([record]).axes[0].lines[0]
+    assert [index for index, value in enumerate(line.get_ydata()) if math.isnan(value)] == [3]
 
 
 def test_line_per_seed_and_one_for_their_mean() -> None:

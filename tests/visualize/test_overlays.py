@@ -76,12 +76,14 @@ def test_panels_have_the_scale_of_the_spacing(case) -> None:
 
 def test_anterior_is_up_and_the_first_axis_runs_to_the_right() -> None:
     label = np.zeros((20, 20, 20), dtype=np.uint8)
-    label[12, 14, 10] = 1
+    label[10:13, 8, 10] = 1  # a bar ...
+    label[12, 8:15, 10] = 1  # ... whose right end has a long arm to the front
     plane = telling_planes(label, [label], (1, 1, 1))[0]
-    rows, columns = np.nonzero(plane.cut(label))
-    x, y = plane.window
-    assert columns[0] == 12 - x.start
-    assert rows[0] == y.stop - 1 - 14  # the last row of the axis is on top
+    shown = plane.cut(label)
+    rows, columns = np.nonzero(shown)
+    assert plane.name == "axial"
+    assert shown[rows.max(), columns.min() : columns.max() + 1].tolist() == [1, 1, 1]  # the bar is at the bottom
+    assert shown[rows.min()].nonzero()[0].tolist() == [columns.max()]  # the arm rises at the right
 
 
 def test_heads_give_the_dice_of_the_case(case) -> None:

@@ -71,7 +71,14 @@ def test_same_records_give_the_same_page(tmp_path: Path) -> None:
 
 def test_misses_stand_on_the_first_screen(tmp_path: Path) -> None:
     records = [*arm("baseline", BASE, curves=False), *arm("distilled", BETTER, missed=(0,), curves=False)]
-    assert "posterior missed 2 times" in write_report(tmp_path, records).read_text()
+    assert "missed altogether: posterior 2" in write_report(tmp_path, records).read_text()
+
+
+def test_commit_with_changes_is_shown_as_such(tmp_path: Path) -> None:
+    records = arm("baseline", BASE, curves=False)
+    for record in records:
+        record["commit"] += "+changes"
+    assert "<dd>0123456789ab+changes</dd>" in write_report(tmp_path, records).read_text()
 
 
 def test_one_seed_has_no_verdict_and_says_why(tmp_path: Path) -> None:

@@ -115,8 +115,12 @@ def test_differences_are_averaged_over_matching_seeds() -> None:
 
 def test_cases_are_matched_by_name_not_by_order() -> None:
     a, b = arm("baseline", BASE), arm("distilled", shifted(0.05))
+    b[0]["cases"][0]["dice"]["anterior"] += 0.03
     expected = paired_difference(a, b)
     b[0]["cases"].reverse()
+    assert paired_difference(a, b) == expected
+    for record in a:
+        record["cases"].reverse()
     assert paired_difference(a, b) == expected
 
 
@@ -185,6 +189,13 @@ def test_repeated_evaluation_of_a_seed_counts_once_and_the_newest_wins() -> None
     (found,) = group_arms([new, old, make_record("distilled", 1)])
     assert [record["run_id"] for record in found.records] == [new["run_id"], "evaluate-distilled-seed1-20261121-104400"]
     assert found.superseded == (old["run_id"],)
+
+
+def test_recorded_start_decides_which_evaluation_is_newest() -> None:
+    first, second = (make_record("distilled", 0, stamp=stamp) for stamp in ("20261122-000000", "20261121-000000"))
+    first["started"], second["started"] = "2026-11-21T08:00:00+00:00", "2026-11-21T09:00:00+00:00"
+    (found,) = group_arms([first, second])
+    assert found.superseded == (first["run_id"],)
 
 
 def test_arms_come_as_teacher_baseline_distilled_then_others() -> None:

@@ -1,0 +1,113 @@
+"""Train and score the released models on the hippocampus protocol: a queue that goes on where it stopped.
+
+    MONAI_KD_DATA=DIR python benchmarks/experiments.py [--workers 2] [--only teacher,students,scores]
+
+Stages: (1) the teacher; (2) student alone and distilled, three seeds each, from the same configuration files;
+(3) every model scored on the test cases, one at a time so that the timings are clean. Finished runs are skipped.
+Run records go to docs/results/hippocampus, from which `make tables` builds every published number. The distilled
+student with the best *validation* Dice becomes the student bundle's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle_runs import REPOSITORY, finished, run_bundle
+
+from monai_kd.hub import make_teacher
+
+RESULTS = REPOSITORY / "docs" / "results" / "hippocampus"
+TEACHER, STUDENT = REPOSITORY / "bundles" / "teacher", REPOSITORY / "bundles" / "student"
+SEEDS = (0, 1, 2)
+ARMS = {"distilled": ["train.yaml"], "baseline": ["train.yaml", "baseline.yaml"]}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: where it runs, with which files and overrides."""
+
+    bundle: Path
+    name: str
+    configs: list[str]
+    seed: int
+
+    @property
+    def run_dir(self) -> Path:
+        return self.bundle / "runs" / self.name
+
+    def train(self, threads: int) -> None:
+        if finished(self.run_dir):
+            print(f"finished already: {self.name}", flush=True)
+            return
+        # relative paths: the executed configuration becomes part of the published record
+        overrides: dict[str, Any] = {"seed": self.seed, "run_dir": f"runs/{self.name}"}
+        overrides["ckpt_dir"] = f"runs/{self.name}/models"
+        print(f"training: {self.name}", flush=True)
+        run_bundle(self.bundle, self.configs, overrides, self.run_dir / "log.txt", threads, show_progress=False)
+        print(f"trained: {self.name}, best validation Dice {record(self.run_dir)['best_metric']:.4f}", flush=True)
+
+    def score(self, threads: int) -> None:
+        target = RESULTS / self.name
+        if finished(target):
+            print(f"scored already: {self.name}", flush=True)
+            return
+        overrides = {
+            "ckpt_path": f"runs/{self.name}/model.pt",
+            "run_dir": os.path.relpath(target, self.bundle),
+            "run_name": self.name,
+            "seed": self.seed,
+        }
+        log = self.run_dir / "score.txt"
+        run_bundle(self.bundle, [*self.configs, "evaluate.yaml"], overrides, log, threads, show_progress=False)
+        print(f"scored: {self.name}, test Dice {record(target)['summary']['dice']['mean']:.4f}", flush=True)
+
+
+def record(run_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    return content
+
+
+def publish(run: Run) -> None:
+    """Put a finished run's weights and record into its bundle's models folder."""
+    for source, target in (("model.pt", "model.pt"), ("run.json", "model.json")):
+        shutil.copyfile(run.run_dir / source, run.bundle / "models" / target)
+    print(f"published: {run.name} in bundles/{run.bundle.name}/models", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2, help="student trainings side by side, one thread each")
+    parser.add_argument("--only", default="teacher,students,scores", help="stages to run, comma separated")
+    arguments = parser.parse_args()
+    stages = arguments.only.split(",")
+    unknown = set(stages) - {"teacher", "students", "scores"}
+    if unknown:
+        parser.error(f"unknown stages {sorted(unknown)}; known: teacher, students, scores")
+    if not os.environ.get("MONAI_KD_DATA"):
+        parser.error("set MONAI_KD_DATA to the folder that holds Task04_Hippocampus and splits")
+    threads = os.cpu_count() or 1
+    teacher = Run(TEACHER, "teacher-seed0", ["train.yaml"], 0)
+    students = [Run(STUDENT, f"{arm}-seed{seed}", ARMS[arm], seed) for seed in SEEDS for arm in ARMS]
+    if "teacher" in stages:
+        teacher.train(threads)
+        publish(teacher)
+        make_teacher(teacher.run_dir, TEACHER, STUDENT / "models" / "teacher")
+    if "students" in stages:
+        with ThreadPoolExecutor(arguments.workers) as pool:
+            list(pool.map(lambda run: run.train(max(1, threads // arguments.workers)), students))
+        distilled = [run for run in students if run.name.startswith("distilled")]
+        publish(max(distilled, key=lambda run: record(run.run_dir)["best_metric"]))
+    if "scores" in stages:
+        for run in (teacher, *students):
+            run.score(threads)
+
+
+if __name__ == "__main__":
+    main()

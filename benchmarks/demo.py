@@ -25,11 +25,12 @@ from monai_kd.export import export_onnx
 from monai_kd.hub import make_teacher
 from monai_kd.teachers import load_teacher
 from monai_kd.visualize.overlays import save_overlay
+from monai_kd.visualize.records import load_records
 from monai_kd.visualize.report import write_report
-from monai_kd.visualize.tables import load_records, results_table
+from monai_kd.visualize.tables import results_table
 
 TEACHER, STUDENT = REPOSITORY / "bundles" / "teacher", REPOSITORY / "bundles" / "student"
-# a third of the released teacher's width: trains in minutes on 2 cores and is still ten times the student
+# three quarters of the released teacher's width: trains in minutes on 2 cores
 TEACHER_FILTERS = [24, 48, 96, 160]
 OWN_FOLDERS = ("data", "runs", "scores", "teacher", "student", "predictions", "pictures", "logs", "test_images")
 ARMS = {"baseline": ["train.yaml", "baseline.yaml"], "distilled": ["train.yaml"]}
@@ -199,7 +200,7 @@ class Demo:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"))
-    parser.add_argument("--num_cases", type=int, default=30, help="labelled phantoms, split into train, validation, test")
+    parser.add_argument("--num_cases", type=int, default=30, help="labelled phantoms, drawn into three sections")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

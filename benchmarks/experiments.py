@@ -98,6 +98,8 @@ def main() -> None:
     if "teacher" in stages:
         teacher.train(threads)
         publish(teacher)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(teacher.run_dir / "split.json", RESULTS / "split.json")
         make_teacher(teacher.run_dir, TEACHER, STUDENT / "models" / "teacher")
     if "students" in stages:
         with ThreadPoolExecutor(arguments.workers) as pool:

@@ -43,7 +43,9 @@ def load_network(bundle: str) -> nn.Module:
 
 def inference(network: nn.Module, bfloat16: bool) -> Callable[[], Any]:
     """Return one full-volume inference as the bundles do it."""
-    window = SlidingWindowInferer((40, 56, 40), sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="replicate")
+    window = SlidingWindowInferer(
+        (40, 56, 40), sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="replicate"
+    )
     inferer = AutocastInferer(window, enabled=bfloat16)
     image = torch.randn(1, 1, *VOLUME)
 
@@ -116,7 +118,11 @@ def main() -> None:
         times = interleaved(pair, arguments.runs)
         ratios = [t / s for t, s in zip(times["teacher"], times["student"], strict=True)]
         medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
-        results["ms"][title] = {**medians, "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
+        results["ms"][title] = {
+            **medians,
+            "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+        }
         print(
             f"{title:<24}{medians['teacher']:>12.1f}{medians['student']:>12.1f}{statistics.median(ratios):>8.1f}"
             f"{min(ratios):>7.1f}{max(ratios):>7.1f}"

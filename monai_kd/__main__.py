@@ -33,7 +33,7 @@ def tables(results_dir: str = "docs/results", check: bool = False) -> None:
     """
     from pathlib import Path
 
-    from monai_kd.visualize.tables import write_tables
+    from monai_kd.visualize.documents import write_tables
 
     files = [Path("README.md"), *sorted(Path("bundles").glob("[!_]*/docs/README.md"))]
     changed = write_tables(results_dir, files, check=check)

@@ -17,7 +17,7 @@ ARROWS: dict[str, set[str]] = {
     "distillers": set(),
     "teachers": set(),
     "engines": {"distillers"},
-    "handlers": {"engines", "distillers", "teachers", "data", "metrics"},
+    "handlers": {"engines", "distillers", "teachers", "data", "metrics", "inferers"},
     "export": LEAVES | {"distillers", "teachers", "engines", "handlers"},
     "hub": LEAVES | {"distillers", "teachers", "engines", "handlers", "export"},
     "visualize": LEAVES | {"distillers", "teachers", "engines", "handlers", "export"},

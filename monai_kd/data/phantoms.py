@@ -25,23 +25,21 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
+from monai_kd.data.phantom_anatomy import (
+    FIELD_OF_VIEW_MM,
+    TISSUES,
+    label_map,
+    rotation,
+    smooth_field,
+    texture,
+    tissue_fractions,
+)
+
 MADE_BY = "monai_kd.data.phantoms"
 CLASS_NAMES = ("background", "anterior", "posterior")
-FIELD_OF_VIEW_MM = (40.0, 52.0, 54.0)  # right-left, posterior-anterior, inferior-superior
 MIN_SPATIAL_SIZE = 16  # coarser grids can lose the tail, and then a class would be missing
 FIRST_TEST_INDEX = 100_000  # test cases are numbered from here, so more training cases never become test cases
 
-TISSUES = (
-    "white_matter",
-    "gray_matter",
-    "csf",
-    "thalamus",
-    "brainstem",
-    "amygdala",
-    "vessel",
-    "anterior",
-    "posterior",
-)
 # Mean signal relative to white matter in T1. Where two neighbors are (nearly) equal, that modality alone is blind:
 # T1 barely separates anterior from posterior, T2 not at all, T1ce not from the ribbon, FLAIR not from white matter.
 CONTRAST = {
@@ -95,15 +93,15 @@ def phantom_case(
     _check_case_options(seed, index, modalities, spatial_size, axis_codes)
     shape = tuple(int(n) for n in spatial_size)
     anatomy_rng, texture_rng, affine_rng = (np.random.default_rng([seed, index, stream]) for stream in range(3))
-    fractions = _tissue_fractions(anatomy_rng, shape)
-    texture = _texture(texture_rng, shape)
+    fractions = tissue_fractions(anatomy_rng, shape)
+    grain = texture(texture_rng, shape)
     channels = []
     for name in modalities:
         rng = np.random.default_rng([seed, index, 3, list(CONTRAST).index(name)])  # new modalities go last in the table
-        channels.append(_acquire(rng, fractions, texture, CONTRAST[name]))
+        channels.append(_acquire(rng, fractions, grain, CONTRAST[name]))
     affine = _oblique_affine(affine_rng, shape)
     code = axis_codes[int(affine_rng.integers(len(axis_codes)))]
-    return _reorient(PhantomCase(np.stack(channels), _label_map(fractions), affine), code)
+    return _reorient(PhantomCase(np.stack(channels), label_map(fractions), affine), code)
 
 
 def make_phantoms(
@@ -162,148 +160,16 @@ def make_phantoms(
 # --- the scene -------------------------------------------------------------------------------------------------------
 
 
-def _tissue_fractions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw an anatomy: the share of each tissue in each voxel, ``(len(TISSUES), *shape)`` float32, summing to 1."""
-    frame = _organ_frame(rng, shape)
-    lateral, along, up = frame
-    split_mm = 5.0 + rng.normal(0.0, 1.2)  # where the head begins, along the organ
-    half_length_mm = 23.5 + rng.normal(0.0, 1.0)
-    head = _sigmoid((along - split_mm + 1.0) / 1.5)
-    depth = _organ_distance(rng, frame, head, half_length_mm)
-
-    fractions = np.zeros((len(TISSUES), *shape), np.float32)
-    fractions[TISSUES.index("white_matter")] = 1.0
-    _paint_surroundings(rng, fractions, frame)
-    _paint_neighbors(rng, fractions, frame, half_length_mm)
-    _paint_ventricle(rng, fractions, frame, depth)
-    organ = _sigmoid(-depth / 0.35)
-    _paint(fractions, "posterior", organ)
-    front = _sigmoid((along - split_mm + rng.normal(0.0, 0.05) * lateral + rng.normal(0.0, 0.08) * up) / 0.35)
-    fractions[TISSUES.index("anterior")] = organ * front
-    fractions[TISSUES.index("posterior")] -= organ * front
-    return fractions
-
-
-def _organ_frame(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Voxel centers in the organ's straightened frame, ``(3, *shape)`` mm.
-
-    The rows are ``lateral`` (+ outward), ``along`` (- at the tail, + at the head) and ``up``.
-    """
-    centers = [(np.arange(n, dtype=np.float32) + 0.5) / n - 0.5 for n in shape]
-    grid = np.stack(np.meshgrid(*centers, indexing="ij")) * np.array(FIELD_OF_VIEW_MM, np.float32)[:, None, None, None]
-    roll, pitch, yaw = np.deg2rad(rng.normal((0.0, -35.0, 0.0), (6.0, 4.0, 5.0)))
-    pose = _rotation((0, 1, 0), roll) @ _rotation((1, 0, 0), pitch) @ _rotation((0, 0, 1), yaw)
-    shift_mm = rng.normal(0.0, (1.2, 1.0, 1.5))
-    scale = rng.normal(1.0, 0.05) * rng.normal(1.0, 0.04, size=3)
-    matrix = (pose / scale).T.astype(np.float32)  # the inverse of posing and scaling
-    frame = np.einsum("ij,jxyz->ixyz", matrix, grid - shift_mm.astype(np.float32)[:, None, None, None])
-    for axis in range(3):
-        frame[axis] += 1.5 * _smooth_field(rng, shape, (14.0, 14.0, 14.0))
-        frame[axis] += 0.55 * _smooth_field(rng, shape, (5.0, 5.0, 5.0))
-    reach = frame[1] / 24.0  # -1 at the tip of the tail, 1 at the tip of the head
-    frame[0] += rng.normal(4.0, 1.0) * reach**2  # both ends bend inward
-    frame[2] -= rng.normal(4.5, 1.0) * reach**2 - 1.5  # and upward
-    return frame
-
-
-def _organ_distance(rng: np.random.Generator, frame: np.ndarray, head: np.ndarray, half_length_mm: float) -> np.ndarray:
-    """Approximate signed distance in mm to the organ's surface, negative inside."""
-    lateral, along, up = frame
-    reach = along / half_length_mm
-    taper = np.sqrt(np.clip(1.0 - np.abs(reach) ** 5, 0.002, None)) * (0.55 + 0.45 * _sigmoid((along + 9.0) / 5.0))
-    half_width = (5.4 + rng.normal(0, 0.3) + (2.2 + rng.normal(0, 0.3)) * head) * taper
-    half_height = (3.7 + rng.normal(0, 0.2) + (1.5 + rng.normal(0, 0.25)) * head) * taper
-    hook = 3.0 * head * np.clip(reach, 0.0, 1.0)  # the uncus: the tip turns inward
-    across = lateral + hook
-    arched = up + rng.normal(0.05, 0.01) * across**2  # a cross-section like a bean, hollow below
-    radius = np.hypot(across, arched) + 1.0e-3
-    distance = radius - radius / np.hypot(across / half_width, arched / half_height)
-    bumps = 0.5 * head * _sigmoid(up / 1.5) * np.sin(2 * np.pi * across / 4.5 + rng.uniform(0, 2 * np.pi))
-    return np.maximum(distance + bumps, np.abs(along) - half_length_mm)
-
-
-def _paint_surroundings(rng: np.random.Generator, fractions: np.ndarray, frame: np.ndarray) -> None:
-    """Folded cortex below and outside, thalamus above, cistern and brainstem inside."""
-    lateral, along, up = frame
-    shape = lateral.shape
-    folds = _smooth_field(rng, shape, (3.6, 5.5, 3.6))
-    cortical = _sigmoid(np.maximum(lateral - 11.0 - rng.normal(0, 0.8), -up - 11.0 - rng.normal(0, 0.8)) / 0.8)
-    _paint(fractions, "gray_matter", cortical * _sigmoid((0.35 - folds) / 0.15))
-    _paint(fractions, "csf", cortical * _sigmoid((-0.85 - folds) / 0.15))
-    gyri_above = _sigmoid((up - 11.0) / 1.0) * _sigmoid((lateral - 3.0) / 1.0)
-    _paint(fractions, "gray_matter", gyri_above * _sigmoid((-0.3 - folds) / 0.15))
-
-    center = np.array((-7.0, -6.0, 15.0)) + rng.normal(0.0, 1.0, 3)
-    _paint(fractions, "thalamus", _ellipsoid(frame, center, (10.0, 13.0, 8.5)))
-    inner = -lateral - 12.0 + 0.012 * (up + 2.0) ** 2 + 0.8 * _smooth_field(rng, shape, (6.0, 8.0, 6.0))
-    _paint(fractions, "csf", _sigmoid(inner / 0.5) * _sigmoid((10.0 - up) / 1.0))
-    width_mm = 1.8 + rng.normal(0.0, 0.4) + 1.2 * _smooth_field(rng, shape, (7.0, 9.0, 7.0))  # closes here and there
-    _paint(fractions, "brainstem", _sigmoid((inner - width_mm) / 0.5) * _sigmoid((8.0 - up) / 1.0))
-    artery = np.hypot(inner - 1.0, up + 3.0 + 2.5 * np.sin(along / 5.0 + rng.uniform(0, 2 * np.pi))) - 1.0
-    _paint(fractions, "vessel", _sigmoid(-artery / 0.35))
-
-
-def _paint_neighbors(rng: np.random.Generator, fractions: np.ndarray, frame: np.ndarray, half_length_mm: float) -> None:
-    """The distractors: the amygdala on the head and the cortical ribbon that joins the body from below."""
-    lateral, _, up = frame
-    center = np.array((-1.5, half_length_mm - 5.0, 8.0)) + rng.normal(0.0, 0.8, 3)
-    _paint(fractions, "amygdala", _ellipsoid(frame, center, (7.0, 6.5, 5.0)))
-    inward = np.clip(-lateral, 0.0, None)
-    waves = _smooth_field(rng, lateral.shape, (6.0, 8.0, 6.0))
-    ribbon_center = -9.0 + rng.normal(0.0, 0.4) + 0.11 * inward**2 + 0.7 * waves  # rises inward, meets the organ
-    thickness_mm = 1.6 + 0.4 * _smooth_field(rng, lateral.shape, (6.0, 8.0, 6.0))
-    ribbon = np.abs(up - ribbon_center) / np.hypot(1.0, 0.22 * inward) - thickness_mm
-    inside = _sigmoid((9.5 + lateral) / 0.5) * _sigmoid((9.0 + waves - lateral) / 0.5)
-    _paint(fractions, "gray_matter", _sigmoid(-ribbon / 0.35) * inside)
-    sulcus = np.abs(up - ribbon_center + thickness_mm + 0.7) - 0.6
-    _paint(fractions, "csf", 0.9 * _sigmoid(-sulcus / 0.3) * inside)
-
-
-def _paint_ventricle(rng: np.random.Generator, fractions: np.ndarray, frame: np.ndarray, depth: np.ndarray) -> None:
-    """The temporal horn: a sheet of CSF on the organ's outer upper side, thin to wide, with a thin white lining."""
-    lateral, along, up = frame
-    width_mm = rng.uniform(0.5, 2.4) + 0.4 * _smooth_field(rng, lateral.shape, (5.0, 7.0, 5.0))
-    outer = _sigmoid((0.8 * lateral + up - 2.0) / 1.2)
-    horn = outer * _sigmoid((along + 14.0) / 3.0)
-    _paint(fractions, "csf", horn * _sigmoid((width_mm - depth) / 0.35))
-    pocket = np.hypot((lateral - 8.0) / 1.6, (up + 0.5) / 3.2) - 1.0
-    _paint(fractions, "csf", _sigmoid(-pocket * 1.6 / 0.4) * _sigmoid((width_mm - 0.8) / 0.3))
-    plexus = _smooth_field(rng, lateral.shape, (2.2, 3.0, 2.2))
-    _paint(fractions, "vessel", 0.8 * horn * _sigmoid((width_mm - depth) / 0.35) * _sigmoid((plexus - 1.2) / 0.2))
-    _paint(fractions, "white_matter", _sigmoid((0.6 - depth) / 0.3) * _sigmoid((up - 1.0) / 1.0))
-
-
-def _paint(fractions: np.ndarray, tissue: str, share: np.ndarray) -> None:
-    """Put ``tissue`` over what is there; ``share`` is its opacity, 0 to 1. The fractions keep summing to 1."""
-    fractions *= 1.0 - share
-    fractions[TISSUES.index(tissue)] += share
-
-
-def _label_map(fractions: np.ndarray) -> np.ndarray:
-    """The class with the larger share, where the whole organ holds at least half of the voxel."""
-    anterior, posterior = (fractions[TISSUES.index(name)] for name in CLASS_NAMES[1:])
-    organ = anterior + posterior >= 0.5
-    return np.where(organ, np.where(anterior >= posterior, 1, 2), 0).astype(np.uint8)
-
-
-# --- the scanner -----------------------------------------------------------------------------------------------------
-
-
-def _texture(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Anatomical signal variation shared by the modalities, about 0 +- 0.09, ``shape``."""
-    return 0.075 * _smooth_field(rng, shape, (1.6, 1.6, 1.6)) + 0.05 * _smooth_field(rng, shape, (6.0, 6.0, 6.0))
-
-
 def _acquire(
-    rng: np.random.Generator, fractions: np.ndarray, texture: np.ndarray, contrast: Sequence[float]
+    rng: np.random.Generator, fractions: np.ndarray, grain: np.ndarray, contrast: Sequence[float]
 ) -> np.ndarray:
     """Scan the scene once: contrast, blur, bias field, Rician noise, arbitrary scale. ``(*S)``, whole numbers."""
     case_contrast = np.array(contrast) * rng.normal(1.0, 0.04, len(contrast))
     organ = [TISSUES.index(name) for name in CLASS_NAMES[1:]]
     case_contrast[organ] = np.array(contrast)[organ] * rng.normal(1.0, 0.05)  # together: keeps their order
-    signal = np.tensordot(case_contrast.astype(np.float32), fractions, axes=1) * (1.0 + texture)
+    signal = np.tensordot(case_contrast.astype(np.float32), fractions, axes=1) * (1.0 + grain)
     signal = ndimage.gaussian_filter(signal, (0.45, 0.45, 0.35))  # voxels
-    signal *= np.exp(0.12 * _smooth_field(rng, signal.shape, (22.0, 22.0, 22.0)))
+    signal *= np.exp(0.12 * smooth_field(rng, signal.shape, (22.0, 22.0, 22.0)))
     noise_std = rng.uniform(0.025, 0.055)
     real, imaginary = noise_std * rng.standard_normal((2, *signal.shape), dtype=np.float32)
     magnitude = np.hypot(signal + real, imaginary)
@@ -316,7 +182,7 @@ def _oblique_affine(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndar
     spacing_mm = np.array(FIELD_OF_VIEW_MM) / shape * rng.uniform(0.96, 1.04, 3)
     axis = rng.standard_normal(3)
     affine = np.eye(4)
-    affine[:3, :3] = _rotation(axis / np.linalg.norm(axis), np.deg2rad(rng.uniform(10.0, 20.0))) * spacing_mm
+    affine[:3, :3] = rotation(axis / np.linalg.norm(axis), np.deg2rad(rng.uniform(10.0, 20.0))) * spacing_mm
     affine[:3, 3] = rng.uniform(-30.0, 30.0, 3) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine
 
@@ -332,44 +198,6 @@ def _reorient(case: PhantomCase, code: str) -> PhantomCase:
 
 
 # --- small helpers ---------------------------------------------------------------------------------------------------
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 + 0.5 * np.tanh(0.5 * x)  # tanh: exp would overflow far from a border
-
-
-def _ellipsoid(frame: np.ndarray, center: np.ndarray, radii_mm: Sequence[float]) -> np.ndarray:
-    """Share of an ellipsoid in each voxel."""
-    offsets = [(x - c) / r for x, c, r in zip(frame, center, radii_mm, strict=True)]
-    return _sigmoid((1.0 - np.sqrt(sum(x**2 for x in offsets))) * min(radii_mm) / 0.5)
-
-
-def _rotation(axis: Sequence[float] | np.ndarray, angle: float) -> np.ndarray:
-    """Rotation by ``angle`` radians about the unit vector ``axis``, ``(3, 3)``."""
-    x, y, z = axis
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * cross @ cross
-
-
-def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], scale_mm: Sequence[float]) -> np.ndarray:
-    """A smooth Gaussian random field, mean 0 and variance 1 at every voxel, features of about ``scale_mm``.
-
-    A sum of Gaussian bumps on a lattice. The lattice depends on the field of view, not on the grid, so another
-    ``spatial_size`` samples the same field.
-    """
-    bases = []
-    for size, extent_mm, scale in zip(shape, FIELD_OF_VIEW_MM, scale_mm, strict=True):
-        knots = np.arange(-2.0 * scale, extent_mm + 2.0 * scale, scale)
-        positions = (np.arange(size) + 0.5) / size * extent_mm
-        basis = np.exp(-0.5 * ((positions[:, None] - knots) / (0.8 * scale)) ** 2)
-        bases.append((basis / np.linalg.norm(basis, axis=1, keepdims=True)).astype(np.float32))
-    weights = rng.standard_normal([basis.shape[1] for basis in bases], dtype=np.float32)
-    for basis in bases:  # each step contracts the leading axis and appends the new one: order is kept after three
-        weights = np.tensordot(weights, basis, axes=(0, 1))
-    return weights
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def _file_name(index: int) -> str:

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from monai.data import load_decathlon_datalist
 
-__all__ = ["SECTIONS", "CaseSplit", "case_id", "default_dataset_dir", "default_split_file", "ids_hash", "labelled_cases"]
+__all__ = [
+    "SECTIONS",
+    "CaseSplit",
+    "case_id",
+    "default_dataset_dir",
+    "default_split_file",
+    "ids_hash",
+    "labelled_cases",
+]
 
 SECTIONS = ("train", "validation", "test")
 _ENVIRONMENT = "MONAI_KD_DATA"

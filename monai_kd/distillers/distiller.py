@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,7 @@ class Distiller(nn.Module):
         self.cached = dict(cached or {})
         self.taps = self._make_taps(taps or {})
         self._check_addresses()
+        self.read_teachers = self._find_read_teachers()
         for teacher in self.frozen_teachers.values():
             teacher.eval()
             for parameter in teacher.parameters():  # TorchScript has no requires_grad_()
@@ -103,8 +105,8 @@ class Distiller(nn.Module):
         for name, teacher in self.trained_teachers.items():
             views.update(self._run(name, teacher, image))
         with torch.no_grad():
-            for name, teacher in self.frozen_teachers.items():
-                views.update(self._run(name, teacher, image))
+            for name in self.read_teachers:
+                views.update(self._run(name, self.frozen_teachers[name], image))
         return views
 
     # ---- the contract ------------------------------------------------------------------------------------------
@@ -180,6 +182,14 @@ class Distiller(nn.Module):
 
     def _addresses(self) -> Iterable[str]:
         return (address for term in self.terms.values() for address in term.addresses)  # type: ignore[union-attr]
+
+    def _find_read_teachers(self) -> list[str]:
+        """Return the frozen teachers that a term reads; running the others would cost time for nothing."""
+        read = {address.partition("/")[0] for address in self._addresses()}
+        unread = [name for name in self.frozen_teachers if name not in read]
+        if unread:
+            warnings.warn(f"no term reads the teachers {unread}: they are not run", stacklevel=3)
+        return [name for name in self.frozen_teachers if name in read]
 
     def _check_addresses(self) -> None:
         known = self.known_views()

@@ -13,7 +13,7 @@ __all__ = ["Term", "plain_tensor"]
 
 
 def plain_tensor(value: Tensor) -> Tensor:
-    """Return the tensor without MONAI's metadata: losses work on plain tensors, metadata costs time in each operation."""
+    """Return the tensor without MONAI's metadata, which costs time in each operation of a loss."""
     return value.as_tensor() if hasattr(value, "as_tensor") else value
 
 

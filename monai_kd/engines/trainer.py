@@ -34,6 +34,6 @@ class DistillationTrainer(SupervisedTrainer):
 
     def _unpack(self, output: DistillOutput, _label: Tensor) -> Tensor:
         """Replace the record in ``state.output`` by its parts and return the loss."""
-        self.state.output[Keys.PRED] = output.pred  # type: ignore[index,call-overload]
-        self.state.output.update(output.terms)  # type: ignore[union-attr]
+        self.state.output[Keys.PRED] = output.pred
+        self.state.output.update(output.terms)
         return output.loss

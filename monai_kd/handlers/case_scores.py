@@ -73,13 +73,14 @@ class CaseScores:
 
     def _finish(self, engine: Engine) -> None:
         cases = {case["case"]: case for case in _gather(self._cases)}
-        engine.state.case_scores = [cases[name] for name in sorted(cases)]
-        engine.state.case_summary = summarize(engine.state.case_scores, self.class_names)
+        state: Any = engine.state
+        state.case_scores = [cases[name] for name in sorted(cases)]
+        state.case_summary = summarize(state.case_scores, self.class_names)
         for metric in ("dice", "hd95_mm"):
-            for name, mean in engine.state.case_summary[metric].items():
+            for name, mean in state.case_summary[metric].items():
                 if mean is not None and name != "mean":
-                    engine.state.metrics[f"{metric}_{name}"] = mean
-        missed = {name: count for name, count in engine.state.case_summary["missed"].items() if count}
+                    state.metrics[f"{metric}_{name}"] = mean
+        missed = {name: count for name, count in state.case_summary["missed"].items() if count}
         if missed:
             _logger.warning("classes missed entirely (cases): %s", missed)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
+from monai_kd.handlers.failure import on_failure
 from monai_kd.handlers.scalars import named_scalars
 
 __all__ = ["Progress"]
@@ -29,7 +31,8 @@ class Progress:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+        on_failure(engine, self._close)
 
     def _open(self, engine: Engine) -> None:
         state = engine.state
@@ -46,14 +49,13 @@ class Progress:
         shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}"} if self.validator else {}
         scalars = named_scalars(engine.state.output)  # type: ignore[arg-type]
         shown.update({name: f"{value:.3f}" for name, value in scalars.items()})
-        if self.validator is not None and self.validator.state.best_metric_epoch > 0:
-            shown["best Dice"] = f"{self.validator.state.best_metric:.4f}"
+        best: Any = self.validator.state if self.validator is not None else None
+        if best is not None and best.best_metric_epoch > 0:
+            shown["best Dice"] = f"{best.best_metric:.4f}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
-    def _close(self, _engine: Engine, error: BaseException | None = None) -> None:
+    def _close(self, _engine: Engine, _error: BaseException | None = None) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if error is not None:
-            raise error

@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import platform
-import resource
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +21,15 @@ from torch import nn
 
 from monai_kd import __version__
 
-__all__ = ["config_hash", "environment", "executed_config", "file_sha256", "network_facts", "peak_memory_mb", "write_json"]
+__all__ = [
+    "config_hash",
+    "environment",
+    "executed_config",
+    "file_sha256",
+    "network_facts",
+    "peak_memory_mb",
+    "write_json",
+]
 
 
 def executed_config() -> tuple[dict[str, Any], list[str]]:
@@ -41,7 +48,8 @@ def executed_config() -> tuple[dict[str, Any], list[str]]:
     while frame is not None:
         owner = frame.f_locals.get("self")
         if not config and isinstance(owner, ConfigParser):
-            config = {key: value for key, value in owner.config.items() if key != "_meta_"}
+            merged: Any = owner.config
+            config = {key: value for key, value in merged.items() if key != "_meta_"}
         if not files and frame.f_globals.get("__name__") == "monai.bundle.scripts":
             given = frame.f_locals.get("config_file")
             files = [given] if isinstance(given, str) else list(given or [])
@@ -87,8 +95,12 @@ def environment(device: str | torch.device, code_dir: str | os.PathLike[str] = "
     }
 
 
-def peak_memory_mb() -> float:
-    """Return the largest resident size of this process so far, in MB (10**6 bytes)."""
+def peak_memory_mb() -> float | None:
+    """Return the largest resident size of this process so far, in MB (10**6 bytes); None on Windows."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     # Linux counts in KiB, macOS in bytes
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

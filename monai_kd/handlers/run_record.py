@@ -20,6 +20,7 @@ from torch import nn
 from monai_kd.data.splits import CaseSplit, case_id, ids_hash
 from monai_kd.distillers import Distiller
 from monai_kd.handlers.case_scores import write_metrics_csv
+from monai_kd.handlers.failure import on_failure
 from monai_kd.handlers.provenance import (
     config_hash,
     environment,
@@ -30,6 +31,7 @@ from monai_kd.handlers.provenance import (
     write_json,
 )
 from monai_kd.handlers.scalars import named_scalars
+from monai_kd.inferers import cpu_has_bfloat16
 from monai_kd.teachers import load_report
 
 __all__ = ["EvaluationRecord", "TrainingRecord", "new_run_name"]
@@ -159,7 +161,9 @@ class TrainingRecord(_Record):
         self.content["protocol"].update(
             {"split_hash": ids_hash(ids), **{f"n_{section}": len(names) for section, names in ids.items()}}
         )
-        schedule = {"config": config_hash(self.config, _NOT_SCHEDULE), "split": ids_hash(ids)}
+        # `cpu_bfloat16` and `amp` are expressions, so the hardware decides what they mean
+        precision = [self.content["device"]["type"], cpu_has_bfloat16()]
+        schedule = {"config": config_hash(self.config, _NOT_SCHEDULE), "split": ids_hash(ids), "precision": precision}
         self.content["schedule_hash"] = config_hash(schedule)
         self.content["teacher"] = _teacher_facts(distiller)
         self.content["curves"] = {"epoch": [], "loss": [], "terms": {}, "val_epoch": [], "val_mean_dice": []}
@@ -171,7 +175,7 @@ class TrainingRecord(_Record):
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_losses)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._close_epoch)
         engine.add_event_handler(Events.COMPLETED, self._complete)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._interrupted)
+        on_failure(engine, self._interrupted)
         self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
 
     def _start(self, engine: Engine) -> None:
@@ -195,13 +199,14 @@ class TrainingRecord(_Record):
         self._sums, self._count = {}, 0
 
     def _add_validation(self, engine: Engine) -> None:
-        summary = engine.state.case_summary
+        state: Any = engine.state
+        summary = state.case_summary
         curves = self.content["curves"]
-        curves["val_epoch"].append(engine.state.epoch)
+        curves["val_epoch"].append(state.epoch)
         curves["val_mean_dice"].append(_number(summary["dice"]["mean"]))
         # MONAI numbers the validator's epochs by the trainer's, so its best epoch is the trainer's
-        self.content["best_epoch"] = int(engine.state.best_metric_epoch)
-        self.content["best_metric"] = _number(float(engine.state.best_metric))
+        self.content["best_epoch"] = int(state.best_metric_epoch)
+        self.content["best_metric"] = _number(float(state.best_metric))
         self.content["validation"] = summary
         self._write()
 
@@ -216,7 +221,6 @@ class TrainingRecord(_Record):
     def _interrupted(self, _engine: Engine, error: BaseException) -> None:
         self.content["status"] = f"stopped by {type(error).__name__}"
         self._write()
-        raise error
 
 
 class EvaluationRecord(_Record):
@@ -253,7 +257,12 @@ class EvaluationRecord(_Record):
         ids = [case_id(item["image"]) for item in data]
         self.content["network"]["weights_sha256"] = file_sha256(weights)
         self.content["protocol"].update(
-            {"section": section, "hash": _protocol_hash(self.config, ids), "n_cases": len(ids), "cases_hash": ids_hash(ids)}
+            {
+                "section": section,
+                "hash": _protocol_hash(self.config, ids),
+                "n_cases": len(ids),
+                "cases_hash": ids_hash(ids),
+            }
         )
         self._adopt_training(_training_record(Path(weights)))
 
@@ -271,7 +280,8 @@ class EvaluationRecord(_Record):
         engine.add_event_handler(Events.COMPLETED, self._complete)
 
     def _complete(self, engine: Engine) -> None:
-        cases, summary = engine.state.case_scores, engine.state.case_summary
+        state: Any = engine.state
+        cases, summary = state.case_scores, state.case_summary
         seconds = sorted(case["inference_s"] for case in cases)
         self.content.update({"status": "finished", "cases": cases, "summary": summary})
         self.content["time"] = {"inference_s_per_case": seconds[len(seconds) // 2]}  # median: the first warms up
@@ -292,7 +302,7 @@ def _protocol_hash(config: Mapping[str, Any], ids: list[str]) -> str:
 
 
 def _teacher_facts(distiller: nn.Module | None) -> dict[str, Any]:
-    """Tell whether teacher outputs were computed live, read from the batch, or not used, and which teachers they were."""
+    """Tell which teachers there were and whether they ran live, were read from the batch, or not used."""
     core = getattr(distiller, "module", distiller)
     if not isinstance(core, Distiller):
         return {"source": "none"}

@@ -23,7 +23,7 @@ def shared_sections(source: str | Path) -> dict[str, str]:
 
 
 def infer_json(bundle: str | Path) -> str:
-    """Return the text of ``configs/infer.json``: the three ids that ``monai.bundle.load`` needs, from inference.yaml."""
+    """Return the text of ``configs/infer.json``, what ``monai.bundle.load`` needs, from inference.yaml."""
     config = ConfigParser.load_config_file(str(Path(bundle) / "configs" / "inference.yaml"))
     return json.dumps({key: config[key] for key in ("bundle_root", "device", "network_def")}, indent=2) + "\n"
 

@@ -13,7 +13,7 @@ __all__ = ["AutocastInferer", "cpu_has_bfloat16"]
 
 
 def cpu_has_bfloat16() -> bool:
-    """Tell whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere bf16 is slower than float32."""
+    """Tell whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere it is slow."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

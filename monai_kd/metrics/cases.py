@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
 __all__ = ["score_case", "summarize"]
 
 
-def score_case(
-    pred: Tensor, label: Tensor, class_names: Sequence[str], spacing_mm: Sequence[float]
-) -> dict[str, Any]:
+def score_case(pred: Tensor, label: Tensor, class_names: Sequence[str], spacing_mm: Sequence[float]) -> dict[str, Any]:
     """Score one case, class by class, background excluded.
 
     * Dice: 2|P and L| / (|P| + |L|), in 0..1.
@@ -59,8 +56,8 @@ def score_case(
 
 
 def _hd95(pred: Tensor, label: Tensor, spacing_mm: Sequence[float]) -> float:
-    masks = [torch.as_tensor(mask)[None, None] for mask in (pred, label)]
-    value = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing_mm))
+    one, other = pred[None, None], label[None, None]
+    value = compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=list(spacing_mm))
     return float(value)
 
 

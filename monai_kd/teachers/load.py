@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import importlib
-import pickle
-import re
-import sys
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-__all__ = ["LoadReport", "load_report", "load_teacher"]
+from monai_kd.teachers.network_config import DEFAULT_ID, build_network, find_network
+from monai_kd.teachers.weights import file_sha256, find_weights, is_torchscript, read_state_dict, weight_files
 
-_DEFAULT_ID = "network_def"
-_CONFIG_FILES = (
-    *(f"inference.{suffix}" for suffix in ("json", "yaml", "yml")),
-    "infer.json",
-    *(f"train.{suffix}" for suffix in ("json", "yaml", "yml")),
-)
-_WEIGHT_SUFFIXES = (".pt", ".pth", ".ts", ".ckpt")
-_STATE_DICT_KEYS = ("model", "state_dict", "network")
+__all__ = ["LoadReport", "load_report", "load_teacher"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +80,7 @@ def load_report(network: nn.Module) -> LoadReport:
 def load_teacher(
     bundle_root: str | Path,
     weights: str | Path | None = None,
-    network_id: str = _DEFAULT_ID,
+    network_id: str = DEFAULT_ID,
     config_file: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     key_in_ckpt: str | None = None,
@@ -140,14 +123,14 @@ def load_teacher(
     script = _find_torchscript(root, weights, config_file)
     if script is not None:
         settings = {"config_file": config_file, "overrides": overrides, "key_in_ckpt": key_in_ckpt}
-        settings["network_id"] = None if network_id == _DEFAULT_ID else network_id
+        settings["network_id"] = None if network_id == DEFAULT_ID else network_id
         settings["weights"] = weights if root.is_file() else None  # beside a folder, weights chose the file
         return _load_torchscript(script, map_location, settings)
 
-    found_file, found_id, config = _find_network(root, network_id, config_file)
-    weights_file = _find_weights(root, weights)
-    network = _build(root, config, found_id, found_file, overrides or {}, torch.device(map_location))
-    state = _read_state_dict(weights_file, key_in_ckpt, map_location)
+    found_file, found_id, config = find_network(root, network_id, config_file)
+    weights_file = find_weights(root, weights)
+    network = build_network(root, config, found_id, found_file, overrides or {}, torch.device(map_location))
+    state = read_state_dict(weights_file, key_in_ckpt, map_location)
     report = _fill(network, state, found_file, found_id, weights_file)
     _judge(report, network, strict)
     return _finish(network.to(map_location), report)
@@ -164,26 +147,18 @@ def _finish(network: nn.Module, report: LoadReport) -> nn.Module:
 # ---- TorchScript: network and weights in one file -------------------------------------------------------------------
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Both formats are zip files; only TorchScript has a table of constants."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _find_torchscript(root: Path, weights: str | Path | None, config_file: str | Path | None) -> Path | None:
     """The TorchScript file that ``bundle_root`` stands for; None if it is a folder with configs."""
     if root.is_file():
-        if _is_torchscript(root):
+        if is_torchscript(root):
             return root
         raise ValueError(
             f"'{root}' is not TorchScript, so it holds no network; give the bundle folder, with its configs/"
         )
     if config_file is not None or (root / "configs").is_dir():
         return None
-    files = _weight_files(root) + _weight_files(root / "models") if weights is None else [_find_weights(root, weights)]
-    scripts = [path for path in files if _is_torchscript(path)]
+    files = weight_files(root) + weight_files(root / "models") if weights is None else [find_weights(root, weights)]
+    scripts = [path for path in files if is_torchscript(path)]
     if len(scripts) == 1:
         return scripts[0]
     found = ", ".join(path.name for path in scripts) or "none"
@@ -197,264 +172,10 @@ def _load_torchscript(path: Path, map_location: str | torch.device, settings: Ma
     if ignored:
         raise ValueError(f"'{path}' is TorchScript and has no config or checkpoint keys: remove {', '.join(ignored)}")
     network = torch.jit.load(str(path), map_location=map_location)
-    return _finish(network, LoadReport(None, None, path, _sha256(path), loaded=len(network.state_dict())))
+    return _finish(network, LoadReport(None, None, path, file_sha256(path), loaded=len(network.state_dict())))
 
 
 # ---- the network: config file, overrides, build ---------------------------------------------------------------------
-
-
-def _find_network(root: Path, network_id: str, config_file: str | Path | None) -> tuple[Path, str, dict[str, Any]]:
-    """The first config with a network: its path, the id in it, its content."""
-    ids = [network_id, "network"] if network_id == _DEFAULT_ID else [network_id]
-    files = _config_files(root, config_file)
-    known: list[str] = []
-    for path in files:
-        config = _read_config(path)
-        parser = ConfigParser(config)
-        known += [key for key in config if key not in known]
-        for candidate in ids:
-            if candidate in parser:
-                return path, candidate, config
-    names = ", ".join(str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in files)
-    raise ValueError(f"no {' or '.join(repr(i) for i in ids)} in {names} of '{root}'; known ids: {', '.join(known)}")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = ConfigParser.load_config_file(path)
-    except Exception as error:  # of json or yaml, whose messages do not name the file
-        raise ValueError(f"'{path}' cannot be parsed: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"'{path}' holds a {type(config).__name__}; a bundle's config is a mapping of ids")
-    return config
-
-
-def _config_files(root: Path, config_file: str | Path | None) -> list[Path]:
-    if config_file is None:
-        files = [root / "configs" / name for name in _CONFIG_FILES]
-        looked_for = f"no config in '{root / 'configs'}': looked for {', '.join(_CONFIG_FILES)}"
-    else:
-        files = [root / config_file, root / "configs" / config_file]
-        looked_for = f"config_file '{config_file}' is neither in '{root}' nor in '{root / 'configs'}'"
-    existing = [path for path in files if path.is_file()]
-    if not existing:
-        raise FileNotFoundError(looked_for)
-    return existing if config_file is None else existing[:1]
-
-
-def _build(
-    root: Path,
-    config: dict[str, Any],
-    network_id: str,
-    config_file: Path,
-    overrides: Mapping[str, Any],
-    device: torch.device,
-) -> nn.Module:
-    config = {**config, "bundle_root": str(root)}
-    if "device" in config:
-        config["device"] = device
-    needed = _needed_config(_overridden(config, overrides, config_file), network_id)
-    for key in overrides:
-        if ReferenceResolver.split_id(key)[0] not in needed:
-            built_from = ", ".join(name for name in needed if name != _IMPORTS)
-            raise ValueError(f"override '{key}' has no effect on '{network_id}', which is built from: {built_from}")
-    with _bundle_scripts(root):
-        try:
-            network = ConfigParser(needed).get_parsed_content(network_id)
-        except Exception as error:
-            cause = _first_cause(error)
-            reason = f"{type(cause).__name__}: {cause}"
-            raise RuntimeError(f"'{network_id}' of '{config_file}' cannot be built: {reason}") from error
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"'{network_id}' of '{config_file}' is a {type(network).__name__}, not a torch.nn.Module")
-    return network
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    return error if error.__cause__ is None else _first_cause(error.__cause__)
-
-
-def _overridden(config: dict[str, Any], overrides: Mapping[str, Any], config_file: Path) -> dict[str, Any]:
-    """A copy of the config with the overrides set; a new id is allowed as an argument of a component only."""
-    parser = ConfigParser(deepcopy(config))
-    for key, value in overrides.items():
-        parent = ReferenceResolver.split_id(key, last=True)[0]
-        holder = parser.get(parent) if parent else None
-        if key not in parser and not (isinstance(holder, dict) and "_target_" in holder):
-            known = ", ".join(holder if isinstance(holder, dict) else parser.get())
-            raise ValueError(f"override '{key}' is not in '{config_file}'; known ids there: {known}")
-        parser[key] = value
-    return parser.get()
-
-
-_IMPORTS = "_imports_of_the_network_"
-
-
-def _needed_config(config: Mapping[str, Any], network_id: str) -> dict[str, Any]:
-    """The top-level entries that the network refers to, directly or not, and the imports whose names they use.
-
-    MONAI would resolve macros everywhere and run every import statement of a config; here the rest is cut off first.
-    """
-    needed: dict[str, Any] = {}
-    waiting = [network_id]
-    while waiting:
-        key = ReferenceResolver.split_id(waiting.pop())[0]
-        if key in config and key not in needed:
-            needed[key] = config[key]
-            waiting += _references(config[key], key)
-    expressions = " ".join(text for _, text in _strings(needed, "") if ConfigExpression.is_expression(text))
-    words = set(re.findall(r"\w+", expressions))
-    statements = [text for _, text in _strings(config, "") if words & _imported_names(text)]
-    return {**needed, _IMPORTS: list(dict.fromkeys(statements))}
-
-
-def _strings(content: Any, config_id: str) -> Iterator[tuple[str, str]]:
-    """Every string below a config entry with its ``::`` id."""
-    if isinstance(content, str):
-        yield config_id, content
-    elif isinstance(content, (dict, list)):
-        for _, sub_id, value in ReferenceResolver.iter_subconfigs(config_id, content):
-            yield from _strings(value, sub_id)
-
-
-def _references(content: Any, config_id: str) -> list[str]:
-    """The ids that an entry refers to by ``@id``, also inside expressions, and by the macro ``%id``."""
-    ids: list[str] = []
-    for sub_id, text in _strings(content, config_id):
-        absolute = ConfigParser.resolve_relative_ids(sub_id, text)
-        ids += ReferenceResolver.match_refs_pattern(absolute)
-        if absolute.startswith("%"):
-            file, macro_id = ConfigParser.split_path_id(absolute[1:])
-            ids += [] if file else [macro_id]
-    return ids
-
-
-def _imported_names(text: str) -> set[str]:
-    """Names that ``$import a, b as c`` binds; empty for anything else."""
-    if not ConfigExpression.is_expression(text) or "import" not in text:
-        return set()
-    try:
-        statements = ast.parse(text[1:]).body
-    except SyntaxError:  # an expression with @references
-        return set()
-    aliases = [alias for node in statements if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names]
-    return {(alias.asname or alias.name).partition(".")[0] for alias in aliases}
-
-
-@contextmanager
-def _bundle_scripts(root: Path) -> Iterator[None]:
-    """Make the bundle's ``scripts`` importable, hiding another bundle's, and restore sys.path and sys.modules."""
-    if not (root / "scripts").is_dir():
-        yield
-        return
-    path_before = list(sys.path)
-    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "scripts"}
-    known = set(sys.modules)
-    sys.path.insert(0, str(root))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = path_before
-        for name in set(sys.modules) - known:
-            if _lives_in(sys.modules[name], root):
-                del sys.modules[name]
-        sys.modules.update(hidden)
-
-
-def _lives_in(module: ModuleType, root: Path) -> bool:
-    spec = module.__spec__
-    if spec is None:
-        return False
-    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location and spec.origin else [])]
-    return any(Path(place).resolve().is_relative_to(root) for place in places)
-
-
-# ---- the weights: find, read, fill ----------------------------------------------------------------------------------
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix in _WEIGHT_SUFFIXES and path.is_file())
-
-
-def _find_weights(root: Path, weights: str | Path | None) -> Path:
-    if weights is not None:
-        path = root / Path(weights).expanduser()
-        if path.is_file():
-            return path.resolve()
-        raise FileNotFoundError(f"weights '{path}' do not exist{_download_hint(root)}")
-    models = root / "models"
-    for name in ("model.pt", "model.ts"):
-        if (models / name).is_file():
-            return models / name
-    found = _weight_files(models)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(path.name for path in found)
-        raise ValueError(
-            f"'{models}' holds {names}, none is model.pt or model.ts: choose by weights='models/{found[0].name}'"
-        )
-    raise FileNotFoundError(
-        f"no weights in '{models}': looked for model.pt, model.ts, or one *{', *'.join(_WEIGHT_SUFFIXES)} file"
-        + _download_hint(root)
-    )
-
-
-def _download_hint(root: Path) -> str:
-    if not any(root.glob("large_files*")):
-        return ""
-    return f"; fetch them: python -m monai.bundle download_large_files --bundle_path '{root}'"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_state_dict(path: Path, key: str | None, map_location: str | torch.device) -> MutableMapping[str, Any]:
-    if _is_torchscript(path):
-        if key is not None:
-            raise ValueError(f"'{path}' is TorchScript and has no checkpoint keys: remove key_in_ckpt='{key}'")
-        return torch.jit.load(str(path), map_location=map_location).state_dict()
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(_unreadable(path, str(error))) from error
-    return _pick_state_dict(checkpoint, key, path)
-
-
-def _unreadable(path: Path, reason: str) -> str:
-    with path.open("rb") as file:
-        if file.read(24).startswith(b"version https://git-lfs"):
-            return f"'{path}' is a Git LFS pointer, not the weights: run `git lfs pull` in the bundle"
-    needs = re.search(r"GLOBAL (\S+)", reason)
-    if needs:
-        return (
-            f"'{path}' needs code to unpickle ({needs.group(1)}) and only tensors are read (weights_only=True): "
-            "where you trust it, save torch.save(network.state_dict(), ...) anew"
-        )
-    return (
-        f"'{path}' is no readable PyTorch checkpoint: {reason.strip().splitlines()[0] if reason.strip() else 'empty'}"
-    )
-
-
-def _pick_state_dict(checkpoint: Any, key: str | None, path: Path) -> MutableMapping[str, Any]:
-    if not isinstance(checkpoint, MutableMapping):
-        raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not a state dict")
-    listed = ", ".join(map(str, list(checkpoint)[:8]))
-    if key is not None:
-        if not isinstance(checkpoint.get(key), MutableMapping):
-            raise ValueError(f"key_in_ckpt '{key}' is no state dict in '{path}'; its keys: {listed}")
-        return checkpoint[key]
-    wrapped = [name for name in _STATE_DICT_KEYS if isinstance(checkpoint.get(name), MutableMapping)]
-    if len(wrapped) == 1:
-        return checkpoint[wrapped[0]]
-    if wrapped:
-        raise ValueError(f"'{path}' has several state dicts: choose key_in_ckpt among {', '.join(wrapped)}")
-    if any(isinstance(value, torch.Tensor) for value in checkpoint.values()):
-        return checkpoint
-    raise ValueError(f"'{path}' has no state dict under {', '.join(_STATE_DICT_KEYS)}: set key_in_ckpt; keys: {listed}")
 
 
 def _fill(
@@ -471,7 +192,7 @@ def _fill(
         config_file=config_file,
         network_id=network_id,
         weights=weights,
-        sha256=_sha256(weights),
+        sha256=file_sha256(weights),
         loaded=len(state) - len(verdict.unexpected_keys),
         missing=tuple(key for key in verdict.missing_keys if key not in mismatched),
         unexpected=tuple(verdict.unexpected_keys),

@@ -1,10 +1,12 @@
 """Tables, figures and the report of finished runs. Matplotlib is needed, and imported, only when a figure is drawn."""
 
 from monai_kd.visualize.curves import curves_figure, paired_figure, save_figure
+from monai_kd.visualize.documents import write_tables
 from monai_kd.visualize.overlays import overlay_figure, save_overlay
+from monai_kd.visualize.records import load_records
 from monai_kd.visualize.report import write_report
 from monai_kd.visualize.statistics import PairedDifference, PairRefused, bootstrap_interval, paired_difference
-from monai_kd.visualize.tables import load_records, result_groups, results_table, write_tables
+from monai_kd.visualize.tables import result_groups, results_table
 
 __all__ = [
     "PairRefused",

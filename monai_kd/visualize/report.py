@@ -36,7 +36,7 @@ def write_report(
 
     Args:
         output_dir: folder of the report; created if absent.
-        records: evaluation records, see :func:`monai_kd.visualize.tables.load_records`.
+        records: evaluation records, see :func:`monai_kd.visualize.records.load_records`.
         overlays: caption and PNG file per picture, see :func:`monai_kd.visualize.overlays.save_overlay`.
         title: heading of the page.
         commands: shell commands that lead to these records, shown as they are.

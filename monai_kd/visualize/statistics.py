@@ -1,7 +1,7 @@
 """Is a difference between two trainings more than luck? Means over seeds, paired differences, one verdict rule.
 
 Everything here reads evaluation records (the ``run.json`` of a finished evaluation, see
-:func:`monai_kd.visualize.tables.load_records`) and numpy; nothing draws.
+:func:`monai_kd.visualize.records.load_records`) and numpy; nothing draws.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import pytest
 from monai.data import load_decathlon_datalist
 
 from monai_kd.data import make_phantoms, phantom_case
-from monai_kd.data.phantoms import CONTRAST, TISSUES, _tissue_fractions
+from monai_kd.data.phantom_anatomy import TISSUES, tissue_fractions
+from monai_kd.data.phantoms import CONTRAST
 
 SMALL = (20, 26, 18)
 FOUR = tuple(CONTRAST)
@@ -130,8 +131,8 @@ def test_anatomies_differ_between_cases(cases):
     assert max(dice) < 0.9
 
 
-def test_tissue_fractions_sum_to_one():
-    fractions = _tissue_fractions(np.random.default_rng(0), SMALL)
+def testtissue_fractions_sum_to_one():
+    fractions = tissue_fractions(np.random.default_rng(0), SMALL)
     assert fractions.shape == (len(TISSUES), *SMALL)
     assert fractions.min() > -1.0e-5
     np.testing.assert_allclose(fractions.sum(0), 1.0, atol=1.0e-5)

@@ -56,7 +56,9 @@ def test_listed_file_that_is_absent_is_named(phantoms, tmp_path):
 def test_drawn_split_is_disjoint_complete_and_fixed_by_the_seed(phantoms):
     split = CaseSplit(str(phantoms), seed=3)
     ids = split.ids
-    assert sorted(sum(ids.values(), [])) == [case_id(case["image"]) for case in labelled_cases(phantoms)]
+    assert sorted(name for names in ids.values() for name in names) == [
+        case_id(case["image"]) for case in labelled_cases(phantoms)
+    ]
     assert [len(ids[section]) for section in ("train", "validation", "test")] == [4, 1, 1]
     assert CaseSplit(str(phantoms), seed=3).ids == ids
     assert any(CaseSplit(str(phantoms), seed=seed).ids != ids for seed in range(4, 8))

@@ -212,6 +212,33 @@ def test_cached_teacher_logits_replace_a_live_teacher(batch):
         Distiller(network, {"teacher": teacher}, {"soft": soft_term()}, cached={"teacher_logits": "teacher/logits"})
 
 
+def test_teacher_that_no_term_reads_is_not_run_and_named(batch):
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            Counted.calls += 1
+            return x.repeat(1, 3, 1, 1, 1)
+
+    with pytest.warns(UserWarning, match=r"no term reads the teachers \['teacher'\]"):
+        distiller = Distiller(tiny_net(), {"teacher": Counted()}, {"seg": seg_term()})
+    distiller(*batch)
+    assert Counted.calls == 0
+
+
+def test_torchscript_teacher_is_frozen_and_used(batch):
+    torch.manual_seed(0)
+    network = tiny_net(8).eval()
+    script = torch.jit.trace(network, batch[0])
+    student = tiny_net()
+    losses = [
+        Distiller(student, {"teacher": teacher}, {"soft": soft_term()}).eval()(*batch).loss.item()
+        for teacher in (network, script)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert not any(p.requires_grad for p in script.parameters())
+
+
 def test_taps_add_views_under_their_alias(batch):
     term = Term(nn.MSELoss(), "student/deep", "teacher/deep")
     taps = {"student": {"deep": "bottleneck"}, "teacher": {"deep": "encoder_1"}}

@@ -12,6 +12,7 @@ from torch import nn, zeros
 from tqdm import tqdm
 
 from monai_kd.handlers import Progress, progress
+from monai_kd.handlers.failure import on_failure
 
 
 class Bar(tqdm):
@@ -100,3 +101,18 @@ def test_an_engine_can_run_again_with_a_fresh_bar(bars):
     for _ in range(2):
         engine.run([0], max_epochs=1)
     assert [(bar.n, bar.closed) for bar in bars] == [(1, True), (1, True)]
+
+
+def test_every_handler_behind_it_sees_the_error_too(bars):
+    def fail(_batch: int) -> None:
+        raise RuntimeError("out of memory")
+
+    engine, seen = engine_that(fail), []
+    for number in range(2):
+        Progress("distilled").attach(engine)
+        on_failure(engine, lambda _engine, error, number=number: seen.append((number, str(error))))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.run([0])
+    assert {number for number, _ in seen} == {0, 1}
+    assert {text for _, text in seen} == {"out of memory"}
+    assert [bar.closed for bar in bars] == [True, True]

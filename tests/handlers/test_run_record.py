@@ -19,7 +19,7 @@ from monai.networks.nets import UNet
 from monai.transforms import AsDiscreted
 from torch import nn
 
-from monai_kd.data import CaseSplit, case_id, labelled_cases
+from monai_kd.data import CaseSplit
 from monai_kd.handlers import CaseScores, new_run_name
 from monai_kd.handlers.provenance import file_sha256
 
@@ -460,13 +460,7 @@ def test_the_same_cases_in_another_folder_are_the_same_protocol(tmp_path, traini
     assert protocol(tmp_path, training, {"validate::data": moved})["hash"] == protocol(tmp_path, training)["hash"]
 
 
-def test_run_names_tell_method_seed_and_time(monkeypatch):
+def test_run_names_tell_method_seed_and_time():
     name = new_run_name("distilled", 2)
     assert name.startswith("distilled-seed2-20")
     assert len(name) == len("distilled-seed2-20261121-104400")
-
-
-def test_case_names_of_the_lists_are_those_that_scores_use(phantoms):
-    # the record reads them from the data list, CaseScores from the image's metadata
-    for item in labelled_cases(phantoms):
-        assert case_id(item["image"]) == case_id(item["label"])

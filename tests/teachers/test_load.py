@@ -19,7 +19,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from monai_kd.teachers import LoadReport, load_report, load_teacher
-from monai_kd.teachers.load import _CONFIG_FILES
+from monai_kd.teachers.network_config import _CONFIG_FILES
 
 UNET = {
     "_target_": "UNet",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from records import arm, make_record, write_record
 
-from monai_kd.visualize import tables
-from monai_kd.visualize.tables import load_records, result_groups, results_table, write_tables
+from monai_kd.visualize import load_records, result_groups, results_table, write_tables
+from monai_kd.visualize.records import _REQUIRED, _REQUIRED_OF_TRAINED
 
 BASE = ((0.80, 0.82, 0.84, 0.86), (0.82, 0.84, 0.86, 0.88))
 BETTER = [[value + 0.05 for value in seed] for seed in BASE]
@@ -230,7 +230,7 @@ def test_training_records_are_left_out(results_dir: Path) -> None:
     assert len(load_records(results_dir)) == 5
 
 
-@pytest.mark.parametrize("key", [*tables._REQUIRED, *tables._REQUIRED_OF_TRAINED])
+@pytest.mark.parametrize("key", [*_REQUIRED, *_REQUIRED_OF_TRAINED])
 def test_missing_key_is_named_with_its_file(tmp_path: Path, key: str) -> None:
     record = make_record("distilled")
     path = write_record(tmp_path, record)

@@ -1,0 +1,92 @@
+"""The marked places in documents that show result tables.
+
+No number in a README or a model card is typed: a document names the protocol it wants,
+
+    <!-- >>> results: hippocampus -->
+    <!-- <<< results -->
+
+and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
+``bundles=student``, ``sections=test``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from monai_kd.visualize.records import load_records
+from monai_kd.visualize.statistics import Record
+from monai_kd.visualize.tables import results_table
+
+__all__ = ["write_tables"]
+
+_OPEN = re.compile(r"<!-- >>> results: (?P<protocol>\S+)(?P<filters>(?: \S+=\S+)*) -->")
+_OPEN_START = "<!-- >>> results:"
+_CLOSE = "<!-- <<< results -->"
+_FILTERS = ("bundles", "methods", "sections")
+
+
+def write_tables(results_dir: str | Path, files: Iterable[str | Path], check: bool = False) -> list[Path]:
+    """Bring what stands between the results markers of documents up to date with the records.
+
+    A marker stands alone on its line; one inside a fenced code block is an example and stays as it is. A protocol
+    without records, or a filter that leaves none, yields "No results recorded.".
+
+    Args:
+        results_dir: folder of the records, see :func:`load_records`.
+        files: markdown documents; one without a marker is left as it is.
+        check: change nothing, only tell which documents have drifted.
+
+    Returns:
+        The files that changed, or with ``check`` would change, in the order given.
+
+    Raises:
+        ValueError: a marker is not closed, not opened, or has an unknown filter; names the file and the line.
+    """
+    records = load_records(results_dir)
+    changed = []
+    for path in map(Path, files):
+        text = path.read_text(encoding="utf-8")
+        updated = _fill(text, records, path)
+        if updated != text:
+            changed.append(path)
+            if not check:
+                path.write_text(updated, encoding="utf-8")
+    return changed
+
+
+def _fill(text: str, records: Sequence[Record], path: Path) -> str:
+    lines: list[str] = []
+    opened: int | None = None
+    fenced = False
+    for number, line in enumerate(text.split("\n"), start=1):
+        bare = line.strip()
+        fenced ^= opened is None and bare.startswith("```")
+        marker = None if fenced else _OPEN.fullmatch(bare)
+        if not fenced and not marker and bare.startswith(_OPEN_START):
+            raise ValueError(f"{path}:{number}: cannot read '{bare}'; write {_OPEN_START} protocol filter=a,b -->")
+        if marker and opened is not None:
+            raise ValueError(f"{path}:{number}: a results marker opens inside the one of line {opened}")
+        if bare == _CLOSE and not fenced:
+            if opened is None:
+                raise ValueError(f"{path}:{number}: '{_CLOSE}' closes a results marker that was not opened")
+            opened = None
+        if opened is None:
+            lines.append(line)
+        if marker:
+            opened = number
+            lines.append(_marked_table(marker, records, f"{path}:{number}"))
+    if opened is not None:
+        raise ValueError(f"{path}:{opened}: this results marker is not closed; add a line '{_CLOSE}'")
+    return "\n".join(lines)
+
+
+def _marked_table(marker: re.Match[str], records: Sequence[Record], where: str) -> str:
+    filters: dict[str, list[str]] = {}
+    for item in marker["filters"].split():
+        name, _, value = item.partition("=")
+        if name not in _FILTERS:
+            raise ValueError(f"{where}: unknown filter '{name}' of a results marker; known: {', '.join(_FILTERS)}")
+        filters[name] = value.split(",")
+    return results_table([r for r in records if r["protocol"]["name"] == marker["protocol"]], **filters)

@@ -1,0 +1,66 @@
+"""What the bundle tests share: a tiny network for every arm, a tiny teacher, and one way to build a workflow."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
+
+STUDENT_FILTERS, TEACHER_FILTERS = [4, 4, 8, 8], [4, 8, 8, 8]
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher folder as a student keeps it, with random weights."""
+    folder = tmp_path_factory.mktemp("teacher")
+    for name in ("configs", "models"):
+        (folder / name).mkdir()
+    definition = json.loads((repository / "bundles" / "teacher" / "configs" / "infer.json").read_text())
+    definition["network_def"]["filters"] = TEACHER_FILTERS
+    torch.manual_seed(0)
+    network = ConfigParser(definition).get_parsed_content("network_def")
+    (folder / "configs" / "infer.json").write_text(json.dumps(definition))
+    (folder / "configs" / "metadata.json").write_text("{}")
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+@pytest.fixture
+def workflow(
+    phantoms: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., ConfigWorkflow]]:
+    """Build and initialize a bundle's workflow on the phantoms, with a tiny network: ``workflow(bundle, files)``."""
+    monkeypatch.chdir(tmp_path)  # a configuration that writes into the current folder must not find the repository
+    made = []
+
+    def build(bundle: Path, files: Sequence[str], workflow_type: str = "train", **overrides: Any) -> ConfigWorkflow:
+        defaults: dict[str, Any] = {
+            "bundle_root": str(bundle),
+            "dataset_dir": str(phantoms),
+            "network_def::filters": STUDENT_FILTERS,
+        }
+        if workflow_type == "train":
+            defaults.update({"split_file": "", "run_dir": str(tmp_path / "run"), "ckpt_dir": str(tmp_path / "models")})
+            defaults["cpu_bfloat16"] = False
+            if "teacher_root" in (bundle / "configs" / "train.yaml").read_text():
+                defaults["teacher_root"] = str(tiny_teacher)
+        made.append(
+            create_workflow(
+                config_file=[str(bundle / "configs" / name) for name in files],
+                workflow_type=workflow_type,
+                logging_file=False,
+                **{**defaults, **overrides},
+            )
+        )
+        return made[-1]
+
+    yield build
+    for flow in made:
+        flow.finalize()
+    logging.getLogger("monai_kd").handlers.clear()

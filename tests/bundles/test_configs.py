@@ -1,0 +1,409 @@
+"""Every configuration file of every bundle: it parses, agrees with its siblings, and holds nothing dead."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import os
+import re
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle.properties import InferProperties, TrainProperties
+
+from monai_kd.distillers import Distiller
+
+# what each bundle ships, and every combination of files that its documents name
+FILES = {
+    "teacher": ["evaluate.yaml", "infer.json", "inference.yaml", "metadata.json", "multi_gpu_train.yaml", "train.yaml"],
+    "student": [
+        "baseline.yaml",
+        "evaluate.yaml",
+        "infer.json",
+        "inference.yaml",
+        "metadata.json",
+        "multi_gpu_train.yaml",
+        "train.yaml",
+    ],
+}
+COMBINATIONS = [
+    ("teacher", ("train.yaml",)),
+    ("teacher", ("train.yaml", "evaluate.yaml")),
+    ("teacher", ("train.yaml", "multi_gpu_train.yaml")),
+    ("teacher", ("inference.yaml",)),
+    ("student", ("train.yaml",)),
+    ("student", ("train.yaml", "baseline.yaml")),
+    ("student", ("train.yaml", "evaluate.yaml")),
+    ("student", ("train.yaml", "multi_gpu_train.yaml")),
+    ("student", ("inference.yaml",)),
+]
+YAML_FILES = [(bundle, name) for bundle, names in FILES.items() for name in names if name.endswith(".yaml")]
+NUMERIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+# the keys that MONAI, the model zoo and MONAI Label read (monai_bundle_consumers.md, 1.1)
+METADATA_KEYS = {
+    "schema",
+    "version",
+    "changelog",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "required_packages_version",
+    "name",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+    "network_data_format",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(repository: Path, bundles: list[Path]) -> Path:
+    """``bundles/``; the tables above must list exactly what is in it."""
+    found = {
+        path.name: sorted(item.name for item in (path / "configs").iterdir() if item.suffix != ".conf")
+        for path in bundles
+    }
+    assert found == FILES
+    return repository / "bundles"
+
+
+def load(path: Path) -> dict[str, Any]:
+    return ConfigParser.load_config_file(str(path))
+
+
+def merged(folder: Path, bundle: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """The raw configuration of several files, overlays applied, as MONAI merges it."""
+    parser = ConfigParser()
+    parser.read_config([str(folder / bundle / "configs" / name) for name in names])
+    return {key: value for key, value in parser.get().items() if key != "_meta_"}
+
+
+def strings(content: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every string value below a configuration entry with its ``::`` id."""
+    if isinstance(content, str):
+        yield where, content
+    elif isinstance(content, (dict, list)):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from strings(value, f"{where}::{key}" if where else str(key))
+
+
+# ---- each file by itself --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bundle", "name"), YAML_FILES)
+def test_file_parses_without_duplicate_keys_and_numeric_looking_strings(folder, bundle, name):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Duplicate key")
+        content = load(folder / bundle / "configs" / name)
+    assert content
+    looking = [(where, value) for where, value in strings(content) if NUMERIC.match(value.strip())]
+    assert looking == [], "YAML reads 1e-3 as text: write 1.0e-3"
+
+
+def test_the_checks_above_find_a_duplicate_key_and_a_numeric_looking_string(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: {lr: 1e-3}\na: {lr: 5e-3, fine: 1.0e-3, axes: RAS, size: '8*n'}\n")
+    with pytest.warns(UserWarning, match="Duplicate key: `a`"):
+        content = load(path)
+    assert [where for where, value in strings(content) if NUMERIC.match(value)] == ["a::lr"]
+
+
+@pytest.mark.parametrize(("bundle", "name"), YAML_FILES)
+def test_header_says_what_the_file_is_and_gives_a_command_that_names_it(folder, bundle, name):
+    lines = (folder / bundle / "configs" / name).read_text().splitlines()
+    header = lines[: next(number for number, line in enumerate(lines) if not line.startswith("# "))]
+    assert len(header) >= 2
+    assert len(header[0].split()) > 5
+    command = " ".join(header)
+    assert "monai.bundle run" in command
+    assert f"configs/{name}" in command
+    assert "--bundle_root ." in command
+
+
+@pytest.mark.parametrize(
+    ("bundle", "name"), [item for item in YAML_FILES if item[1] in ("train.yaml", "inference.yaml")]
+)
+def test_header_says_how_long_it_takes(folder, bundle, name):
+    header = "\n".join((folder / bundle / "configs" / name).read_text().splitlines()[:6])
+    assert re.search(r"2 CPU cores: .*(hour|minute|second)", header), "an expected time, with its machine"
+
+
+@pytest.mark.parametrize(("bundle", "name"), YAML_FILES)
+def test_every_import_is_used_and_every_name_is_imported(folder, bundle, name):
+    """Overlays that set ``imports`` replace the list, so they are judged together with train.yaml."""
+    names = (name,) if name in ("train.yaml", "inference.yaml") else ("train.yaml", name)
+    config = merged(folder, bundle, names)
+    imported = {statement.split(" as ")[-1].removeprefix("$import ").split(".")[0] for statement in config["imports"]}
+    expressions = [
+        value[1:] for where, value in strings(config) if value.startswith("$") and not where.startswith("imports")
+    ]
+    used = {word for text in expressions for word in names_of(text)}
+    assert used - imported - {"dict", "len", "list", "max", "min", "range", "sorted", "str"} == set()
+    assert imported - used - ({"monai"} if "monai" in imported else set()) == set()
+
+
+def names_of(expression: str) -> set[str]:
+    """The free names of a configuration expression; references count as constants."""
+    tree = ast.parse(re.sub(r"@[\w:]+", "0", expression), mode="eval")
+    loaded = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    return loaded - bound
+
+
+# ---- files that must agree ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bundle", list(FILES))
+def test_metadata_has_what_consumers_need(folder, repository, bundle):
+    metadata = json.loads((folder / bundle / "configs" / "metadata.json").read_text())
+    assert metadata.keys() >= METADATA_KEYS
+    assert metadata["version"] in metadata["changelog"]
+    components = metadata["version"].split(".")
+    assert len(components) == 3
+    assert all(part.isdigit() and int(part) < 10 for part in components), "versions are compared as strings"
+    assert metadata["name"] == bundle
+    assert "_v" not in bundle, "MONAI splits bundle names there"
+    pins = dict(line.split("==") for line in (repository / "constraints.txt").read_text().splitlines() if "==" in line)
+    stated = {
+        "monai": metadata["monai_version"],
+        "torch": metadata["pytorch_version"],
+        "numpy": metadata["numpy_version"],
+    }
+    stated.update(metadata["required_packages_version"])
+    assert stated == {name: pins[name] for name in stated}
+
+
+@pytest.mark.parametrize("bundle", list(FILES))
+def test_classes_and_channels_are_the_same_in_network_training_and_metadata(folder, bundle):
+    config = load(folder / bundle / "configs" / "train.yaml")
+    formats = json.loads((folder / bundle / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert (list(formats["inputs"]), list(formats["outputs"])) == (["image"], ["pred"])
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    assert pred["channel_def"] == {str(channel): name for channel, name in enumerate(config["class_names"])}
+    assert config["class_names"][0] == "background"
+    assert pred["num_channels"] == config["network_def"]["out_channels"] == len(config["class_names"])
+    assert image["num_channels"] == config["network_def"]["in_channels"] == len(image["channel_def"])
+    assert len(image["spatial_shape"]) == config["network_def"]["spatial_dims"] == 3
+
+
+@pytest.mark.parametrize("bundle", list(FILES))
+def test_network_and_geometry_are_the_same_wherever_they_stand(folder, bundle):
+    train, inference = (load(folder / bundle / "configs" / f"{name}.yaml") for name in ("train", "inference"))
+    infer = json.loads((folder / bundle / "configs" / "infer.json").read_text())
+    assert train["network_def"] == inference["network_def"] == infer["network_def"]
+    assert list(infer) == ["bundle_root", "device", "network_def"]
+    for knob in ("spacing_mm", "roi_size", "overlap"):
+        assert train[knob] == inference[knob], knob
+    inner = dict(train["validate"]["inferer"]["inferer"])
+    assert inner == inference["inferer"]
+
+
+@pytest.mark.parametrize("bundle", list(FILES))
+def test_the_shipped_network_fits_patch_and_window(folder, bundle):
+    config = load(folder / bundle / "configs" / "train.yaml")
+    network = ConfigParser({"network_def": config["network_def"]}).get_parsed_content("network_def").eval()
+    for size in (config["patch_size"], config["roi_size"]):
+        with torch.inference_mode():
+            small = [length // 2 for length in size]
+            assert network(torch.zeros(1, 1, *small)).shape == (1, 3, *small)
+        assert all(length % 8 == 0 for length in size)
+
+
+@pytest.mark.parametrize("bundle", list(FILES))
+def test_inference_is_stock_monai(folder, bundle):
+    content = load(folder / bundle / "configs" / "inference.yaml")
+    assert [value for _, value in strings(content) if "monai_kd" in value] == []
+    targets = [value for where, value in strings(content) if where.endswith("_target_")]
+    assert len(targets) > 10
+    assert not any("." in target for target in targets), "short names are MONAI's own"
+
+
+# ---- what consumers do with them ------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """The environment that torchrun gives to the only process of a group."""
+    values = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(("bundle", "names"), COMBINATIONS)
+def test_every_property_of_every_documented_combination_is_there(
+    folder, workflow, tmp_path, one_process, bundle, names
+):
+    kind = "infer" if names == ("inference.yaml",) else "train"
+    overrides = {}
+    if "evaluate.yaml" in names:
+        (tmp_path / "weights.pt").write_bytes(b"never opened")
+        overrides["ckpt_path"] = str(tmp_path / "weights.pt")
+    flow = workflow(folder / bundle, names, kind, **overrides)
+    assert flow.check_properties() == []
+    required = {
+        name for name, item in (InferProperties if kind == "infer" else TrainProperties).items() if item["required"]
+    }
+    assert all(getattr(flow, name) is not None for name in required)
+    assert flow.version == json.loads((folder / bundle / "configs" / "metadata.json").read_text())["version"]
+
+
+def test_check_properties_notices_a_renamed_id(folder, workflow):
+    config = "{'_target_': 'SupervisedEvaluator'}"
+    flow = workflow(folder / "student", ("train.yaml",), **{"train::trainer::train_handlers": "@train::hooks"})
+    assert flow.parser["train::trainer::train_handlers"] == "@train::hooks"
+    assert not flow._check_optional_id("train_handlers", TrainProperties["train_handlers"]), config
+
+
+def test_nothing_in_initialize_reads_files(folder, workflow, tmp_path):
+    """MONAI Label and federated clients initialize a bundle before they say where the data is."""
+    nowhere = str(tmp_path / "nowhere")
+    for bundle, names in (("teacher", ("train.yaml",)), ("student", ("train.yaml",)), ("student", ("inference.yaml",))):
+        kind = "infer" if names == ("inference.yaml",) else "train"
+        overrides = {"dataset_dir": nowhere, "bundle_root": str(folder / bundle)}
+        if kind == "train":
+            overrides["split_file"] = nowhere
+        flow = workflow(folder / bundle, names, kind, **overrides)
+        assert flow.network_def is not None
+    assert os.listdir(tmp_path) == []
+
+
+# ---- overlays -------------------------------------------------------------------------------------------------------
+
+METHOD_IDS = ("method", "terms", "distiller_def")
+
+
+def test_baseline_changes_the_method_and_nothing_else(folder):
+    train, baseline = (
+        merged(folder, "student", ("train.yaml",)),
+        merged(folder, "student", ("train.yaml", "baseline.yaml")),
+    )
+    assert train.keys() == baseline.keys()
+    assert [key for key in train if train[key] != baseline[key]] == list(METHOD_IDS)
+    assert baseline["validate"] == train["validate"]
+    expected = copy.deepcopy(train)
+    expected["method"] = "baseline"
+    expected["terms"]["soft"]["_disabled_"] = True
+    expected["distiller_def"]["teachers"] = {}
+    assert baseline == expected
+
+
+def test_the_baseline_is_a_distiller_without_teachers_and_one_term(folder, workflow):
+    both = {}
+    for arm, names in (("distilled", ("train.yaml",)), ("baseline", ("train.yaml", "baseline.yaml"))):
+        distiller = workflow(folder / "student", names).parser.get_parsed_content("distiller")
+        assert isinstance(distiller, Distiller)
+        both[arm] = distiller
+    assert list(both["distilled"].networks) == ["student", "teacher"]
+    assert {name: (t.target, t.weight) for name, t in both["distilled"].terms.items()} == {
+        "seg": ("label", 1.0),
+        "soft": ("teacher/logits", 1.0),
+    }
+    assert list(both["baseline"].networks) == ["student"]
+    assert {name: (t.target, t.weight) for name, t in both["baseline"].terms.items()} == {"seg": ("label", 1.0)}
+
+
+@pytest.mark.parametrize("bundle", list(FILES))
+def test_evaluation_leaves_preprocessing_inference_and_postprocessing_of_validation_alone(folder, bundle):
+    train, evaluate = (merged(folder, bundle, names) for names in (("train.yaml",), ("train.yaml", "evaluate.yaml")))
+    changed = {key for key in {*train, *evaluate} if train.get(key) != evaluate.get(key)}
+    assert changed == {"run_name", "ckpt_path", "section", "cpu_bfloat16", "validate", "run"}
+    for key, value in train["validate"].items():
+        if key == "handlers":
+            continue
+        if key == "dataset":
+            assert {**evaluate["validate"][key], "data": None} == {**value, "data": None}
+        else:
+            assert evaluate["validate"][key] == value, key
+    assert evaluate["validate"]["dataset"]["data"] == "$@split.cases(@section)"
+    assert evaluate["cpu_bfloat16"] is False
+
+
+@pytest.mark.parametrize("bundle", list(FILES))
+def test_several_processes_change_how_it_runs_and_not_what_is_learned(folder, bundle):
+    train, several = (
+        merged(folder, bundle, names) for names in (("train.yaml",), ("train.yaml", "multi_gpu_train.yaml"))
+    )
+    changed = {key for key in {*train, *several} if train.get(key) != several.get(key)}
+    wrapper = "ddp_network" if bundle == "teacher" else "distiller"
+    assert changed == {"imports", "device", wrapper, "train", "validate", "initialize", "run", "finalize"}
+    for section in ("train", "validate"):
+        for key, value in train[section].items():
+            if key not in ("dataloader", "trainer"):
+                assert several[section][key] == value, f"{section}::{key}"
+
+
+# ---- dead keys ------------------------------------------------------------------------------------------------------
+
+# ids that no other id refers to, and why they may stand there
+RUN_LISTS = {"imports", "initialize", "run", "finalize"}
+UNUSED_BY_DESIGN = {
+    # the overlay cuts the teacher off by `distiller_def::teachers: {}`; its ids stay for the record
+    ("student", ("train.yaml", "baseline.yaml")): {"teacher", "teacher_root"},
+}
+
+
+def references(config: dict[str, Any]) -> dict[str, set[str]]:
+    """For every entry (``id`` or, below train and validate, ``section::key``) the entries that its values refer to."""
+    found: dict[str, set[str]] = {}
+    for where, value in strings(config):
+        absolute = ConfigParser.resolve_relative_ids(where, value)
+        ids = set(ReferenceResolver.match_refs_pattern(absolute)) | set(re.findall(r"%([\w:]+)", absolute))
+        found.setdefault(entry(where), set()).update(entry(name) for name in ids)
+    return found
+
+
+def entry(config_id: str) -> str:
+    parts = config_id.split("::")
+    return "::".join(parts[:2]) if parts[0] in ("train", "validate") else parts[0]
+
+
+def dead_entries(config: dict[str, Any], properties: dict[str, Any]) -> set[str]:
+    """Entries that nothing refers to and that neither MONAI's properties nor the run lists name."""
+    sections = [f"{name}::{key}" for name in ("train", "validate") for key in config.get(name, {})]
+    entries = {key for key in config if key not in ("train", "validate")} | set(sections)
+    named = {entry(item["id"]) for item in properties.values()} | RUN_LISTS
+    referred = {name for owner, names in references(config).items() for name in names if name != owner}
+    # `@train::dataloader::sampler` keeps `train::dataloader` alive; a bare `@train` would keep all of it
+    return entries - referred - named
+
+
+@pytest.mark.parametrize(("bundle", "names"), COMBINATIONS)
+def test_no_entry_is_dead(folder, bundle, names):
+    properties = InferProperties if names == ("inference.yaml",) else TrainProperties
+    dead = dead_entries(merged(folder, bundle, names), properties)
+    assert dead == UNUSED_BY_DESIGN.get((bundle, names), set())
+
+
+def test_the_search_finds_a_dead_entry_at_both_levels(folder):
+    config = merged(folder, "student", ("train.yaml",))
+    config["tempreature"] = 4.0
+    config["train"]["samplr"] = {"_target_": "DistributedSampler", "dataset": "@train::dataset"}
+    config["myself"] = {"a": 1, "b": "@myself::a"}
+    assert dead_entries(config, TrainProperties) == {"tempreature", "train::samplr", "myself"}
+
+
+@pytest.mark.parametrize(("bundle", "names"), COMBINATIONS)
+def test_every_reference_has_a_target(folder, bundle, names):
+    parser = ConfigParser(merged(folder, bundle, names))
+    parser["_meta_"] = {}
+    config = parser.get()
+    asked = set()
+    for where, value in strings(config):
+        asked |= set(ReferenceResolver.match_refs_pattern(ConfigParser.resolve_relative_ids(where, value)))
+    assert len(asked) > 10
+    assert [name for name in sorted(asked) if name not in parser] == []

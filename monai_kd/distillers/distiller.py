@@ -155,7 +155,7 @@ class Distiller(nn.Module):
         return {f"{name}/logits": logits, **{f"{name}/{tap}": value for tap, value in features.items()}}
 
     def _value(self, name: str, term: nn.Module, views: Mapping[str, Tensor]) -> Tensor:
-        missing = [address for address in term.addresses if address not in views]  # type: ignore[operator,union-attr]
+        missing = [address for address in term.addresses if address not in views]  # type: ignore[union-attr]
         if missing:
             raise ValueError(f"term '{name}' reads {missing}, which this batch does not hold; got {sorted(views)}")
         return term(views)

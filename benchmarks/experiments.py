@@ -22,6 +22,7 @@ from typing import Any
 from bundle_runs import REPOSITORY, finished, run_bundle
 
 from monai_kd.hub import make_teacher
+from monai_kd.visualize import curves_figure, load_records, paired_difference, paired_figure, save_figure
 
 RESULTS = REPOSITORY / "docs" / "results" / "hippocampus"
 TEACHER, STUDENT = REPOSITORY / "bundles" / "teacher", REPOSITORY / "bundles" / "student"
@@ -81,6 +82,15 @@ def publish(run: Run) -> None:
     print(f"published: {run.name} in bundles/{run.bundle.name}/models", flush=True)
 
 
+def draw() -> None:
+    """Draw the curves of all trainings and the paired comparison, from the records alone."""
+    records = load_records(RESULTS)
+    arms = {name: [r for r in records if r["method"] == name] for name in ARMS}
+    save_figure(curves_figure(records, "hippocampus: loss, terms and validation Dice"), RESULTS / "curves.png")
+    difference = paired_difference(arms["baseline"], arms["distilled"])
+    save_figure(paired_figure(difference), RESULTS / "paired.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="student trainings side by side, one thread each")
@@ -109,6 +119,7 @@ def main() -> None:
     if "scores" in stages:
         for run in (teacher, *students):
             run.score(threads)
+        draw()
 
 
 if __name__ == "__main__":

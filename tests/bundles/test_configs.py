@@ -291,6 +291,7 @@ def test_baseline_changes_the_method_and_nothing_else(folder):
 
 
 def test_the_baseline_is_a_distiller_without_teachers_and_one_term(folder, workflow):
+    weights = {name: term["weight"] for name, term in merged(folder, "student", ("train.yaml",))["terms"].items()}
     both = {}
     for arm, names in (("distilled", ("train.yaml",)), ("baseline", ("train.yaml", "baseline.yaml"))):
         distiller = workflow(folder / "student", names).parser.get_parsed_content("distiller")
@@ -298,11 +299,13 @@ def test_the_baseline_is_a_distiller_without_teachers_and_one_term(folder, workf
         both[arm] = distiller
     assert list(both["distilled"].networks) == ["student", "teacher"]
     assert {name: (t.target, t.weight) for name, t in both["distilled"].terms.items()} == {
-        "seg": ("label", 1.0),
-        "soft": ("teacher/logits", 1.0),
+        "seg": ("label", weights["seg"]),
+        "soft": ("teacher/logits", weights["soft"]),
     }
     assert list(both["baseline"].networks) == ["student"]
-    assert {name: (t.target, t.weight) for name, t in both["baseline"].terms.items()} == {"seg": ("label", 1.0)}
+    assert {name: (t.target, t.weight) for name, t in both["baseline"].terms.items()} == {
+        "seg": ("label", weights["seg"])
+    }
 
 
 @pytest.mark.parametrize("bundle", list(FILES))

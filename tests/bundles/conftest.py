@@ -13,7 +13,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 
-STUDENT_FILTERS, TEACHER_FILTERS = [4, 4, 8, 8], [4, 8, 8, 8]
+# the overrides that make a bundle's own network tiny
+TINY: dict[str, dict[str, Any]] = {
+    "teacher": {"network_def::filters": [4, 8, 8, 8]},
+    "student": {"network_def::channels": [4, 4, 8]},
+}
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +27,7 @@ def tiny_teacher(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for name in ("configs", "models"):
         (folder / name).mkdir()
     definition = json.loads((repository / "bundles" / "teacher" / "configs" / "infer.json").read_text())
-    definition["network_def"]["filters"] = TEACHER_FILTERS
+    definition["network_def"]["filters"] = TINY["teacher"]["network_def::filters"]
     torch.manual_seed(0)
     network = ConfigParser(definition).get_parsed_content("network_def")
     (folder / "configs" / "infer.json").write_text(json.dumps(definition))
@@ -44,7 +48,7 @@ def workflow(
         defaults: dict[str, Any] = {
             "bundle_root": str(bundle),
             "dataset_dir": str(phantoms),
-            "network_def::filters": STUDENT_FILTERS,
+            **TINY[bundle.name],
         }
         if workflow_type == "train":
             defaults.update({"split_file": "", "run_dir": str(tmp_path / "run"), "ckpt_dir": str(tmp_path / "models")})

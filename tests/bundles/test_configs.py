@@ -204,12 +204,13 @@ def test_network_and_geometry_are_the_same_wherever_they_stand(folder, bundle):
 @pytest.mark.parametrize("bundle", list(FILES))
 def test_the_shipped_network_fits_patch_and_window(folder, bundle):
     config = load(folder / bundle / "configs" / "train.yaml")
-    thin = {**config["network_def"], "filters": [2] * len(config["network_def"]["filters"])}
+    widths = "filters" if "filters" in config["network_def"] else "channels"
+    thin = {**config["network_def"], widths: [2] * len(config["network_def"][widths])}
     network = ConfigParser({"network_def": thin}).get_parsed_content("network_def").eval()
     for size in (config["patch_size"], config["roi_size"]):
         with torch.inference_mode():
             assert network(torch.zeros(1, 1, *size)).shape == (1, 3, *size)
-    odd = [length - 4 for length in config["patch_size"]]
+    odd = [length - 2 for length in config["patch_size"]]
     with pytest.raises(RuntimeError), torch.inference_mode():
         network(torch.zeros(1, 1, *odd))
 

@@ -209,7 +209,10 @@ def test_validation_interval_follows_the_epochs_and_can_be_set(repository, workf
 
 # ---- as users type it -----------------------------------------------------------------------------------------------
 
-FILTERS = {"teacher": [4, 8, 8, 8], "student": [4, 4, 8, 8]}
+TINY: dict[str, dict[str, Any]] = {
+    "teacher": {"network_def::filters": [4, 8, 8, 8]},
+    "student": {"network_def::channels": [4, 4, 8]},
+}
 
 
 class Home(NamedTuple):
@@ -234,7 +237,7 @@ def bundle_run(
     """``python -m monai.bundle run`` on absolute paths, in a process of its own that stands elsewhere."""
     files = [str(bundle / "configs" / name) for name in names]
     config = files[0] if len(files) == 1 else str(files).replace('"', "'")
-    given = {"network_def::filters": FILTERS[bundle.name], **overrides}
+    given = {**TINY[bundle.name], **overrides}
     arguments = [text for key, value in given.items() for text in (f"--{key}", str(value))]
     command = [sys.executable, "-m", *launcher, "monai.bundle", "run", "--config_file", config]
     environment = {key: value for key, value in os.environ.items() if key != "MONAI_KD_DATA"}
@@ -300,7 +303,7 @@ def test_the_arms_differ_in_the_method_alone(home, phantoms):
     assert json.loads(splits[0]) == CaseSplit(str(phantoms), seed=0).ids
     files = [str(home.student / "configs" / name) for name in ("train.yaml", "baseline.yaml")]
     assert (distilled["config_files"], baseline["config_files"]) == (files[:1], files)
-    assert distilled["config"]["network_def"]["filters"] == FILTERS["student"]
+    assert distilled["config"]["network_def"]["channels"] == TINY["student"]["network_def::channels"]
     for arm, run_dir in home.runs.items():
         assert run_dir.name.startswith(f"{arm}-seed0-")
 

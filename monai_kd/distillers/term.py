@@ -86,6 +86,8 @@ def _float32(value: Tensor) -> Tensor:
 
 
 def _declares_label(loss: Callable[..., Tensor]) -> bool:
-    """Tell whether a loss has an argument named ``label`` (a MONAI loss calls its second argument ``target``)."""
+    """Tell whether a loss has an argument named ``label`` besides the two tensors it compares."""
     function = loss.forward if isinstance(loss, nn.Module) else loss
-    return "label" in inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return any(p.name == "label" for p in parameters) and "label" not in positional[:2]

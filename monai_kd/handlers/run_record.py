@@ -50,8 +50,11 @@ _PROTOCOL_STEPS = ("preprocessing", "inferer", "postprocessing")
 
 
 def new_run_name(method: str, seed: int) -> str:
-    """Return a name for a run folder such as ``distilled-seed0-20261121-104400``."""
-    return f"{method}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    """Return a name for a run folder such as ``distilled-seed0-20261121-104400``; all processes get the same one."""
+    names = [f"{method}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(names)  # the processes' clocks may stand on two sides of a second
+    return names[0]
 
 
 def _is_main_process() -> bool:

@@ -184,6 +184,12 @@ def test_term_passes_the_label_only_to_losses_that_declare_it(batch):
     assert torch.equal(seen["label"], batch[1])
 
 
+def test_a_loss_that_calls_its_second_argument_label_gets_it_once(batch):
+    term = Term(lambda student, label: (student.mean() - label.mean()).pow(2), "student/logits", "label")
+    assert not term.wants_label
+    assert Distiller(tiny_net(), terms={"x": term})(*batch).loss > 0
+
+
 def test_losses_get_plain_float32_tensors_under_autocast(batch):
     seen = {}
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from bundle_runs import REPOSITORY, run_bundle
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 
@@ -86,6 +85,7 @@ class Demo:
         run_dir = self.out / "runs" / name
         overrides = {
             "dataset_dir": self.out / "data",
+            "protocol": "phantoms",
             "split_file": "''",
             "epochs": self.epochs,
             "run_dir": run_dir,
@@ -98,6 +98,7 @@ class Demo:
     def score(self, bundle: Path, name: str, configs: list[str], extra: Mapping[str, Any]) -> None:
         overrides = {
             "dataset_dir": self.out / "data",
+            "protocol": "phantoms",
             "split_file": self.out / "runs" / "teacher" / "split.json",
             "ckpt_path": self.out / "runs" / name / "model.pt",
             "run_dir": self.out / "scores" / name,
@@ -110,11 +111,13 @@ class Demo:
         files = "[" + ",".join(f"'configs/{name}'" for name in configs) + "]"
         shown = {key: self.shown(value) for key, value in overrides.items()}
         options = " ".join(f'--{key} "{value}"' for key, value in shown.items())
-        self.commands.append(f'python -m monai.bundle run --config_file "{files}" --bundle_root . {options}')
+        self.commands.append(
+            f'cd bundles/{bundle.name} && python -m monai.bundle run --config_file "{files}" --bundle_root . {options}'
+        )
 
     def shown(self, value: Any) -> str:
         """Return a path as the reader of the report would write it."""
-        return str(value).replace(str(self.out), "demo_output")
+        return str(value).replace(str(self.out), "../../demo_output")
 
     def test_cases(self) -> list[str]:
         names: list[str] = json.loads((self.out / "runs" / "teacher" / "split.json").read_text())["test"]
@@ -129,7 +132,7 @@ class Demo:
             shutil.copyfile(self.out / "runs" / "distilled" / source, student / "models" / target)
         network = load_teacher(student)  # reads any bundle folder, this one too
         image = LoadImage(ensure_channel_first=True)(self.out / "data" / "imagesTr" / f"{self.test_cases()[0]}.nii.gz")
-        volume = torch.nn.functional.pad(image.as_tensor(), [0, 0, 0, 0, 0, 0])[:, :40, :48, :32]
+        volume = image.as_tensor()[:, :40, :48, :32]
         volume = (volume - volume.mean()) / volume.std()
         return export_onnx(network, student / "models" / "model.onnx", 1, (32, 48, 32), parity_images=[volume[None]])
 

@@ -29,7 +29,7 @@ from monai_kd.handlers.provenance import environment, network_facts
 from monai_kd.inferers import AutocastInferer
 
 VOLUME = (36, 50, 36)  # voxels, about the mean of Task04_Hippocampus
-PATCH = (32, 48, 32)
+PATCH = (40, 56, 40)  # the student's training patch
 
 
 def load_network(bundle: str) -> nn.Module:

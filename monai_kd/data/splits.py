@@ -38,8 +38,7 @@ def default_split_file(dataset_dir: str, task: str, protocol: str) -> str:
     data_root = os.environ.get(_ENVIRONMENT)
     if not data_root or os.path.realpath(dataset_dir) != os.path.realpath(os.path.join(data_root, task)):
         return ""
-    split_file = os.path.join(data_root, "splits", f"{protocol}.json")
-    return split_file if os.path.isfile(split_file) else ""
+    return os.path.join(data_root, "splits", f"{protocol}.json")
 
 
 def case_id(path: str | os.PathLike[str]) -> str:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 
 from monai_kd.data.splits import case_id
+from monai_kd.handlers.mean_case_dice import gather_lists
 from monai_kd.metrics import score_case, summarize
 
 __all__ = ["CaseScores", "write_metrics_csv"]
@@ -33,7 +34,7 @@ class CaseScores:
         class_names: names of the one-hot channels, background first.
 
     Needs in the evaluator's decollated output: ``pred`` and ``label``, one-hot ``(K, *spatial)``, the label a
-    ``MetaTensor`` (spacing and file name are read from it).
+    ``MetaTensor`` (its spacing is used), and ``image`` as ``MetaTensor`` (the case is named after its file).
     """
 
     def __init__(self, class_names: Sequence[str]) -> None:
@@ -53,26 +54,28 @@ class CaseScores:
         self._cases = []
 
     def _start_clock(self, _engine: Engine) -> None:
-        self._started = time.perf_counter()
+        self._started = _clock()
 
     def _stop_clock(self, _engine: Engine) -> None:
-        self._inference_s = time.perf_counter() - self._started
+        self._inference_s = _clock() - self._started
 
     def _score(self, engine: Engine) -> None:
         outputs = engine.state.output
         for output in outputs:  # type: ignore[union-attr]
-            label = output["label"]
-            if not isinstance(label, MetaTensor):
-                raise TypeError(f"CaseScores needs the label as MetaTensor for its spacing, got {type(label).__name__}")
+            image, label = output["image"], output["label"]
+            for key, tensor in (("image", image), ("label", label)):
+                if not isinstance(tensor, MetaTensor):
+                    raise TypeError(f"CaseScores needs the {key} as MetaTensor, got {type(tensor).__name__}")
+            name = case_id(image.meta["filename_or_obj"])
+            _check_same_grid(name, image, label)
             spacing_mm = [float(mm) for mm in label.pixdim][: label.ndim - 1]
             scores = score_case(output["pred"].as_tensor(), label.as_tensor(), self.class_names, spacing_mm)
-            name = case_id(label.meta["filename_or_obj"])
             self._cases.append(
                 {"case": name, **scores, "inference_s": self._inference_s / len(outputs)}  # type: ignore[arg-type]
             )
 
     def _finish(self, engine: Engine) -> None:
-        cases = {case["case"]: case for case in _gather(self._cases)}
+        cases = {case["case"]: case for case in gather_lists(self._cases)}
         state: Any = engine.state
         state.case_scores = [cases[name] for name in sorted(cases)]
         state.case_summary = summarize(state.case_scores, self.class_names)
@@ -85,12 +88,22 @@ class CaseScores:
             _logger.warning("classes missed entirely (cases): %s", missed)
 
 
-def _gather(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return cases
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, cases)
-    return [case for part in parts for case in part]
+def _clock() -> float:
+    """Return the time in seconds after everything queued on a GPU is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _check_same_grid(name: str, image: MetaTensor, label: MetaTensor, tolerance_mm: float = 0.01) -> None:
+    """Refuse a label whose header places it elsewhere than its image: the scores would be of another anatomy."""
+    stored = torch.as_tensor(image.meta.get("original_affine", image.affine)).double()
+    difference = float((stored - label.affine.double()).abs().max())
+    if difference > tolerance_mm:
+        raise ValueError(
+            f"case '{name}': the affines of image and label differ by {difference:.3g} mm; both files must lie on the "
+            "same grid with the same orientation (resample or re-save the label with the image's header)"
+        )
 
 
 def write_metrics_csv(path: str | Path, cases: Sequence[dict[str, Any]]) -> None:

@@ -34,6 +34,8 @@ class PublishBest:
 
     def __init__(self, run_dir: str, ckpt_dir: str, weights_name: str = "model.pt") -> None:
         self.run_dir = Path(run_dir)
+        if self.run_dir.resolve() == Path(ckpt_dir).resolve():
+            raise ValueError(f"run_dir and ckpt_dir are both '{run_dir}'; they must be two folders")
         self.ckpt_dir = Path(ckpt_dir)
         self.weights_name = weights_name
 

@@ -34,7 +34,7 @@ from monai_kd.handlers.scalars import named_scalars
 from monai_kd.inferers import cpu_has_bfloat16
 from monai_kd.teachers import load_report
 
-__all__ = ["EvaluationRecord", "TrainingRecord", "new_run_name"]
+__all__ = ["EvaluationRecord", "TrainingRecord", "new_run_name", "require_weights"]
 
 _logger = logging.getLogger("monai_kd")
 _SCHEMA = 1
@@ -45,8 +45,8 @@ _METHOD_IDS = ("method", "terms", "teacher", "teacher_root", "distiller_def", "d
 _PLACE_IDS = ("bundle_root", "dataset_dir", "split_file", "run_name", "run_dir", "ckpt_dir", "ckpt_path", "device")
 _NOT_SCHEDULE = (*_METHOD_IDS, *_PLACE_IDS, "seed", "imports")
 # What must be equal for two evaluations to stand in one table, besides the scored cases themselves.
-_PROTOCOL_IDS = ("class_names", "spacing_mm", "roi_size", "overlap")
-_PROTOCOL_STEPS = ("preprocessing", "inferer", "postprocessing")
+_PROTOCOL_IDS = ("class_names", "spacing_mm", "roi_size", "overlap", "amp", "cpu_bfloat16")
+_NOT_PROTOCOL_STEPS = ("data", "dataset", "dataloader", "handlers", "evaluator", "key_metric")
 
 
 def new_run_name(method: str, seed: int) -> str:
@@ -57,8 +57,20 @@ def new_run_name(method: str, seed: int) -> str:
     return names[0]
 
 
+def require_weights(path: str) -> None:
+    """Raise FileNotFoundError if there is no weights file to evaluate."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"ckpt_path '{path}' does not exist; train first, or pass --ckpt_path FILE")
+
+
 def _is_main_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _refuse_other_kind(run_dir: Path, kind: str) -> None:
+    path = run_dir / "run.json"
+    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8")).get("kind")) != kind:
+        raise FileExistsError(f"'{path}' is the record of a run of kind '{found}'; give this {kind} another run_dir")
 
 
 class _Record:
@@ -78,6 +90,7 @@ class _Record:
         bundle_root: str = ".",
     ) -> None:
         self.run_dir = Path(run_dir)
+        _refuse_other_kind(self.run_dir, self.kind)
         self.network = network
         self.class_names = list(class_names)
         self.config, files = executed_config()
@@ -166,7 +179,14 @@ class TrainingRecord(_Record):
         )
         # `cpu_bfloat16` and `amp` are expressions, so the hardware decides what they mean
         precision = [self.content["device"]["type"], cpu_has_bfloat16()]
-        schedule = {"config": config_hash(self.config, _NOT_SCHEDULE), "split": ids_hash(ids), "precision": precision}
+        schedule = {
+            "config": config_hash(self.config, _NOT_SCHEDULE),
+            "split": ids_hash(ids),
+            "precision": precision,
+            "supervised": _supervised_terms(self.config),
+            "processes": dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1,
+        }
+        self.content["processes"] = schedule["processes"]
         self.content["schedule_hash"] = config_hash(schedule)
         self.content["teacher"] = _teacher_facts(distiller)
         self.content["curves"] = {"epoch": [], "loss": [], "terms": {}, "val_epoch": [], "val_mean_dice": []}
@@ -210,7 +230,8 @@ class TrainingRecord(_Record):
         # MONAI numbers the validator's epochs by the trainer's, so its best epoch is the trainer's
         self.content["best_epoch"] = int(state.best_metric_epoch)
         self.content["best_metric"] = _number(float(state.best_metric))
-        self.content["validation"] = summary
+        if self.content["best_epoch"] == state.epoch:
+            self.content["validation"] = summary
         self._write()
 
     def _complete(self, _engine: Engine) -> None:
@@ -255,10 +276,9 @@ class EvaluationRecord(_Record):
         bundle_root: str = ".",
     ) -> None:
         super().__init__(run_dir, bundle, method, protocol, class_names, device, network, bundle_root)
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"ckpt_path '{weights}' does not exist; train first, or pass --ckpt_path FILE")
+        self.weights = Path(weights)
         ids = [case_id(item["image"]) for item in data]
-        self.content["network"]["weights_sha256"] = file_sha256(weights)
+        self.ids = ids
         self.content["protocol"].update(
             {
                 "section": section,
@@ -267,7 +287,12 @@ class EvaluationRecord(_Record):
                 "cases_hash": ids_hash(ids),
             }
         )
-        self._adopt_training(_training_record(Path(weights)))
+
+    def _identify_weights(self, _engine: Engine) -> None:
+        """Name the weights file and its training if the network holds its very values (in federation it may not)."""
+        known = self.weights.is_file() and _same_values(self.network, self.weights)
+        self.content["network"]["weights_sha256"] = file_sha256(self.weights) if known else None
+        self._adopt_training(_training_record(self.weights) if known else None)
 
     def _adopt_training(self, training: dict[str, Any] | None) -> None:
         self.content["training"] = training
@@ -280,11 +305,15 @@ class EvaluationRecord(_Record):
             self.content["protocol"] = {**sizes, **self.content["protocol"]}
 
     def attach(self, engine: Engine) -> None:
+        # CheckpointLoader stands before this handler, so the weights are in place when the engine has started
+        engine.add_event_handler(Events.STARTED, self._identify_weights)
         engine.add_event_handler(Events.COMPLETED, self._complete)
 
     def _complete(self, engine: Engine) -> None:
         state: Any = engine.state
         cases, summary = state.case_scores, state.case_summary
+        if (scored := [case["case"] for case in cases]) != sorted(self.ids):
+            raise RuntimeError(f"{len(self.ids)} cases were listed and {len(scored)} scored; case names must differ")
         seconds = sorted(case["inference_s"] for case in cases)
         self.content.update({"status": "finished", "cases": cases, "summary": summary})
         self.content["time"] = {"inference_s_per_case": seconds[len(seconds) // 2]}  # median: the first warms up
@@ -294,14 +323,22 @@ class EvaluationRecord(_Record):
             print(_summary_lines(self.content))
 
 
+def _supervised_terms(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the terms that compare with the label: both arms of a fair comparison must have the same."""
+    terms = {name: term for name, term in config.get("terms", {}).items() if isinstance(term, dict)}
+    return {name: term for name, term in terms.items() if term.get("target", "label") == "label"}
+
+
 def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
 def _protocol_hash(config: Mapping[str, Any], ids: list[str]) -> str:
     validate = config.get("validate", {})
+    steps = {name: step for name, step in validate.items() if name not in _NOT_PROTOCOL_STEPS}
+    transform = validate.get("dataset", {}).get("transform")
     parts = {name: config.get(name) for name in _PROTOCOL_IDS}
-    return config_hash({**parts, **{step: validate.get(step) for step in _PROTOCOL_STEPS}, "cases": ids})
+    return config_hash({**parts, "steps": steps, "transform": transform, "cases": ids})
 
 
 def _teacher_facts(distiller: nn.Module | None) -> dict[str, Any]:
@@ -309,7 +346,7 @@ def _teacher_facts(distiller: nn.Module | None) -> dict[str, Any]:
     core = getattr(distiller, "module", distiller)
     if not isinstance(core, Distiller):
         return {"source": "none"}
-    networks = {name: network for name, network in core.networks.items() if name != "student"}
+    networks = {name: core.networks[name] for name in (*core.trained_teachers, *core.read_teachers)}
     if not networks:
         return {"source": "cached" if core.cached else "none"}
     return {"source": "live", "networks": {name: _loaded_facts(network) for name, network in networks.items()}}
@@ -321,6 +358,14 @@ def _loaded_facts(network: nn.Module) -> dict[str, Any]:
         return {**network_facts(network), "weights_sha256": load_report(network).sha256}
     except ValueError:  # built otherwise, e.g. a teacher made in Python
         return network_facts(network)
+
+
+def _same_values(network: nn.Module, weights: Path) -> bool:
+    """Tell whether the network holds exactly the tensors of a weights file."""
+    saved = torch.load(weights, map_location="cpu", weights_only=True)
+    saved = saved.get("model", saved)
+    held = network.state_dict()
+    return held.keys() == saved.keys() and all(torch.equal(held[key].cpu(), saved[key]) for key in held)
 
 
 def _training_record(weights: Path) -> dict[str, Any] | None:

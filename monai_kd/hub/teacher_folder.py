@@ -11,12 +11,14 @@ from monai_kd.handlers.provenance import file_sha256, write_json
 
 __all__ = ["make_teacher"]
 
+_DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
+
 
 def make_teacher(run_dir: str | Path, bundle_root: str | Path, out: str | Path) -> Path:
     """Write ``out/configs/{metadata,infer}.json``, ``out/models/model.pt`` from a training run.
 
     The network definition is the executed one of the run, so overrides on the command line are kept; the metadata is
-    that of the run's bundle, with a ``provenance`` entry that names run, commit, weights and validation scores.
+    that of the run's bundle, with a ``provenance`` entry that names run, commit, weights and validation score.
 
     Args:
         run_dir: folder with ``run.json`` and ``model.pt`` of a finished training (or a bundle's ``models`` folder,
@@ -37,13 +39,17 @@ def make_teacher(run_dir: str | Path, bundle_root: str | Path, out: str | Path) 
         raise ValueError(f"the record in '{run}' is not of the training that wrote its model.pt; train again")
     metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
     metadata["provenance"] = _provenance(record)
-    config = record["config"]
+    network_def = record["config"]["network_def"]
+    if "@" in (text := json.dumps(network_def)) or '"$' in text:
+        raise ValueError(f"network_def of '{run}' refers to other ids of its configuration: {text}; write it out")
+    classes = {"0": "background", **record["classes"]}
+    metadata["network_data_format"]["outputs"]["pred"].update(num_channels=len(classes), channel_def=classes)
     (target / "models").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, target / "models" / "model.pt")
     write_json(target / "configs" / "metadata.json", metadata)
     write_json(
         target / "configs" / "infer.json",
-        {"bundle_root": ".", "device": config["device"], "network_def": config["network_def"]},
+        {"bundle_root": ".", "device": _DEVICE, "network_def": network_def},
     )
     return target
 
@@ -57,5 +63,5 @@ def _read_record(run: Path) -> dict[str, Any]:
 
 
 def _provenance(record: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: record[key] for key in ("run_id", "bundle", "method", "seed", "commit", "network", "best_epoch")}
-    return {**kept, "validation": record["validation"]}
+    names = ("run_id", "bundle", "method", "seed", "commit", "network", "best_epoch", "best_metric")
+    return {name: record[name] for name in names}

@@ -282,12 +282,14 @@ METHOD_IDS = ("method", "terms", "distiller_def")
 def test_baseline_changes_the_method_and_nothing_else(folder):
     train, baseline = (merged(folder, "student", ("train.yaml", *more)) for more in ((), ("baseline.yaml",)))
     assert train.keys() == baseline.keys()
-    assert [key for key in train if train[key] != baseline[key]] == list(METHOD_IDS)
+    # and where it publishes: the bundle's own weights stay
+    assert {key for key in train if train[key] != baseline[key]} == {*METHOD_IDS, "ckpt_dir"}
     assert baseline["validate"] == train["validate"]
     expected = copy.deepcopy(train)
     expected["method"] = "baseline"
     expected["terms"]["soft"]["_disabled_"] = True
     expected["distiller_def"]["teachers"] = {}
+    expected["ckpt_dir"] = "$@run_dir + '/models'"
     assert baseline == expected
 
 
@@ -318,7 +320,8 @@ def test_evaluation_leaves_preprocessing_inference_and_postprocessing_of_validat
         if key == "handlers":
             continue
         if key == "dataset":
-            assert {**evaluate["validate"][key], "data": None} == {**value, "data": None}
+            own = {"data": None, "cache_rate": None}
+            assert {**evaluate["validate"][key], **own} == {**value, **own}
         else:
             assert evaluate["validate"][key] == value, key
     assert evaluate["validate"]["dataset"]["data"] == "$@split.cases(@section)"
@@ -330,7 +333,7 @@ def test_several_processes_change_how_it_runs_and_not_what_is_learned(folder, bu
     train, several = (merged(folder, bundle, ("train.yaml", *more)) for more in ((), ("multi_gpu_train.yaml",)))
     changed = {key for key in {*train, *several} if train.get(key) != several.get(key)}
     wrapper = "ddp_network" if bundle == "teacher" else "distiller"
-    assert changed == {"imports", "device", wrapper, "train", "validate", "initialize", "run", "finalize"}
+    assert changed == {"imports", "device", "follower", wrapper, "train", "validate", "initialize", "run", "finalize"}
     for section in ("train", "validate"):
         for key, value in train[section].items():
             if key not in ("dataloader", "trainer"):

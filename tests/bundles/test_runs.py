@@ -268,7 +268,7 @@ def home(repository: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFact
     make_teacher(root / "teacher-run", root / "teacher", root / "student" / "models" / "teacher")
     runs = {}
     for arm, names in ARMS.items():
-        bundle_run(root / "student", names, cwd, epochs=2, **data)
+        bundle_run(root / "student", names, cwd, epochs=2, ckpt_dir=root / "student" / "models", **data)
         (runs[arm],) = set((root / "student" / "runs").iterdir()) - set(runs.values())
     assert list(cwd.iterdir()) == []
     return Home(root, root / "teacher-run", runs)

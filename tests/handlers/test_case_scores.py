@@ -106,11 +106,30 @@ def test_a_second_run_starts_from_nothing():
     assert [row["case"] for row in evaluator.state.case_scores] == ["a"]
 
 
-def test_a_label_without_metadata_is_refused():
+def test_images_and_labels_without_metadata_are_refused():
     one_hot = torch.zeros(3, 4, 4, 4)
     evaluator = evaluator_of([{"image": one_hot, "label": one_hot}], postprocessing=None)
-    with pytest.raises(TypeError, match="needs the label as MetaTensor for its spacing, got Tensor"):
+    with pytest.raises(TypeError, match="needs the image as MetaTensor, got Tensor"):
         evaluator.run()
+
+
+def test_a_label_on_another_grid_than_its_image_is_refused_by_name():
+    label = boxes(head=(2, 6))
+    item = case("a_01", label, label)
+    item["label"].affine = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"case 'a_01': the affines of image and label differ by 2 mm"):
+        evaluator_of([item]).run()
+
+
+def test_cases_are_named_after_their_images():
+    """Labels may share one file name, e.g. labelsTr/<case>/seg.nii.gz."""
+    label = boxes(head=(2, 6))
+    items = [case(name, label, label) for name in ("a", "b")]
+    for item in items:
+        item["label"].meta["filename_or_obj"] = "/data/labelsTr/seg.nii.gz"
+    evaluator = evaluator_of(items)
+    evaluator.run()
+    assert [row["case"] for row in evaluator.state.case_scores] == ["a", "b"]
 
 
 def test_csv_has_one_row_per_case_and_class_with_gaps_where_nothing_was_scored(tmp_path):

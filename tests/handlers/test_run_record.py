@@ -20,7 +20,7 @@ from monai.transforms import AsDiscreted
 from torch import nn
 
 from monai_kd.data import CaseSplit
-from monai_kd.handlers import CaseScores, new_run_name
+from monai_kd.handlers import CaseScores, new_run_name, require_weights
 from monai_kd.handlers.provenance import file_sha256
 
 CLASS_NAMES = ["background", "anterior", "posterior"]
@@ -340,6 +340,7 @@ def test_arms_that_differ_in_method_seed_or_place_share_the_schedule_hash(tmp_pa
     [
         {"epochs": 3},
         {"learning_rate": 0.2},
+        {"terms::seg::weight": 2.0},
         {"train::data": cases("a", "b")},
         {"validate::data": cases("e", "d")},
         {"loss::softmax": False},
@@ -365,7 +366,11 @@ def evaluate(run_dir: Path, weights: Path, changes: dict[str, Any] | None = None
         "method": "named by the command line",
         **(changes or {}),
     }
-    configured(run_dir, changes).get_parsed_content("validate::evaluator").run()
+    parser = configured(run_dir, changes)
+    saved, network = torch.load(weights, weights_only=True), parser.get_parsed_content("network")
+    if saved.keys() == network.state_dict().keys():  # what CheckpointLoader does in the bundles
+        network.load_state_dict(saved)
+    parser.get_parsed_content("validate::evaluator").run()
     return read(run_dir)
 
 
@@ -419,14 +424,37 @@ def test_a_record_of_an_evaluation_is_not_adopted(tmp_path, training):
     assert evaluate(tmp_path / "run", tmp_path / "model.pt")["training"] is None
 
 
-def test_absent_weights_are_named_before_anything_runs(tmp_path):
+def test_weights_that_the_network_does_not_hold_are_not_named(tmp_path, training):
+    """A federated client evaluates what the server sent, whatever file lies in its folder."""
+    run_dir, _ = training
+    state = {key: value + 1 for key, value in torch.load(run_dir / "model.pt", weights_only=True).items()}
+    (tmp_path / "other").mkdir()
+    torch.save(state, tmp_path / "other" / "model.pt")
+    changes = {
+        "evaluation::weights": str(tmp_path / "other" / "model.pt"),
+        "validate::evaluator": "$evaluator(@network, @validate::data, @run_dir, [@evaluation])",
+    }
+    configured(tmp_path / "run", changes).get_parsed_content("validate::evaluator").run()
+    record = read(tmp_path / "run")
+    assert record["network"]["weights_sha256"] is None
+    assert record["training"] is None
+
+
+def test_absent_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"x.pt' does not exist; train first, or pass --ckpt_path FILE"):
+        require_weights(str(tmp_path / "x.pt"))
+
+
+def test_an_evaluation_does_not_overwrite_the_record_of_a_training(tmp_path, training):
+    run_dir, _ = training
+    before = (run_dir / "run.json").read_text()
     with pytest.raises(Exception, match="Failed to instantiate") as caught:
-        configured(tmp_path, {"evaluation::weights": str(tmp_path / "x.pt")}).get_parsed_content("evaluation")
+        evaluate(run_dir, run_dir / "model.pt")
     cause: BaseException = caught.value
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    assert isinstance(cause, FileNotFoundError)
-    assert "x.pt' does not exist; train first, or pass --ckpt_path FILE" in str(cause)
+    assert "is the record of a run of kind 'training'; give this evaluation another run_dir" in str(cause)
+    assert (run_dir / "run.json").read_text() == before
 
 
 def protocol(tmp_path: Path, training: tuple[Path, Any], changes: dict[str, Any] | None = None) -> dict[str, Any]:

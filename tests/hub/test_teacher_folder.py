@@ -25,6 +25,13 @@ NETWORK_DEF = {
 }
 
 
+METADATA = {
+    "name": "teacher",
+    "version": "0.1.0",
+    "network_data_format": {"outputs": {"pred": {"type": "image", "num_channels": 2, "channel_def": {}}}},
+}
+
+
 def network() -> UNet:
     return UNet(3, 1, 3, channels=(4, 8), strides=(2,)).eval()
 
@@ -46,7 +53,8 @@ def run(tmp_path) -> Path:
         "commit": "0123abc",
         "network": {"target": "UNet", "parameters": 1, "weights_sha256": file_sha256(folder / "model.pt")},
         "best_epoch": 4,
-        "validation": {"dice": {"mean": 0.9}},
+        "best_metric": 0.9,
+        "classes": {"1": "atrium", "2": "ventricle"},
         "config": {"device": "cpu", "network_def": NETWORK_DEF, "epochs": 5},
     }
     (folder / "run.json").write_text(json.dumps(record))
@@ -58,7 +66,7 @@ def bundle(tmp_path) -> Path:
     """The bundle that was trained, as far as its metadata."""
     root = tmp_path / "teacher"
     (root / "configs").mkdir(parents=True)
-    (root / "configs" / "metadata.json").write_text(json.dumps({"name": "teacher", "version": "0.1.0"}))
+    (root / "configs" / "metadata.json").write_text(json.dumps(METADATA))
     return root
 
 
@@ -88,10 +96,20 @@ def test_the_metadata_is_the_bundles_own_plus_where_the_weights_come_from(run, b
     out = make_teacher(run, bundle, tmp_path / "out")
     metadata = json.loads((out / "configs" / "metadata.json").read_text())
     provenance = metadata.pop("provenance")
-    assert metadata == {"name": "teacher", "version": "0.1.0"}
+    pred = metadata["network_data_format"]["outputs"].pop("pred")
+    assert metadata == {"name": "teacher", "version": "0.1.0", "network_data_format": {"outputs": {}}}
+    # the classes of the run, not those of the bundle
+    classes = {"0": "background", "1": "atrium", "2": "ventricle"}
+    assert pred == {"type": "image", "num_channels": 3, "channel_def": classes}
     assert (provenance["run_id"], provenance["commit"], provenance["best_epoch"]) == ("teacher-seed0", "0123abc", 4)
     assert provenance["network"]["weights_sha256"] == file_sha256(out / "models" / "model.pt")
-    assert provenance["validation"] == {"dice": {"mean": 0.9}}
+    assert provenance["best_metric"] == 0.9
+
+
+def test_a_network_that_refers_to_other_ids_is_refused(run, bundle, tmp_path):
+    edit(run, config={"network_def": {**NETWORK_DEF, "out_channels": "$len(@class_names)"}})
+    with pytest.raises(ValueError, match="refers to other ids of its configuration"):
+        make_teacher(run, bundle, tmp_path / "out")
 
 
 def test_a_bundles_models_folder_serves_as_well_as_a_run(run, bundle, tmp_path):

@@ -56,7 +56,8 @@ class Run:
 
     def score(self, threads: int) -> None:
         target = RESULTS / self.name
-        if finished(target):
+        trained = record(self.run_dir)["network"]["weights_sha256"]
+        if finished(target) and record(target)["network"]["weights_sha256"] == trained:
             print(f"scored already: {self.name}", flush=True)
             return
         overrides = {

@@ -146,9 +146,6 @@ def label_map(fractions: np.ndarray) -> np.ndarray:
     return np.where(organ, np.where(anterior >= posterior, 1, 2), 0).astype(np.uint8)
 
 
-# --- the scanner -----------------------------------------------------------------------------------------------------
-
-
 def texture(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Anatomical signal variation shared by the modalities, about 0 +- 0.09, ``shape``."""
     return 0.075 * smooth_field(rng, shape, (1.6, 1.6, 1.6)) + 0.05 * smooth_field(rng, shape, (6.0, 6.0, 6.0))
@@ -187,6 +184,3 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], scale_mm: Seq
     for basis in bases:  # each step contracts the leading axis and appends the new one: order is kept after three
         weights = np.tensordot(weights, basis, axes=(0, 1))
     return weights
-
-
-# --- files -----------------------------------------------------------------------------------------------------------

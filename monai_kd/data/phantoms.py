@@ -157,9 +157,6 @@ def make_phantoms(
     return output_dir
 
 
-# --- the scene -------------------------------------------------------------------------------------------------------
-
-
 def _acquire(
     rng: np.random.Generator, fractions: np.ndarray, grain: np.ndarray, contrast: Sequence[float]
 ) -> np.ndarray:
@@ -195,9 +192,6 @@ def _reorient(case: PhantomCase, code: str) -> PhantomCase:
     image = np.stack([nib.orientations.apply_orientation(channel, ornt) for channel in case.image])
     affine = case.affine @ nib.orientations.inv_ornt_aff(ornt, case.label.shape)
     return PhantomCase(image, np.ascontiguousarray(nib.orientations.apply_orientation(case.label, ornt)), affine)
-
-
-# --- small helpers ---------------------------------------------------------------------------------------------------
 
 
 def _file_name(index: int) -> str:

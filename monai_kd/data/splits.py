@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ __all__ = [
 
 SECTIONS = ("train", "validation", "test")
 _ENVIRONMENT = "MONAI_KD_DATA"
+_logger = logging.getLogger("monai_kd")
 
 
 def default_dataset_dir(task: str) -> str:
@@ -93,17 +95,21 @@ def _listed_cases(folder: Path) -> list[dict[str, str]]:
     for number, item in enumerate(items):
         if not {"image", "label"} <= item.keys():
             raise ValueError(f"'{folder / 'dataset.json'}': training entry {number} needs image and label, got {item}")
+        if not isinstance(item["image"], (str, os.PathLike)):
+            raise ValueError(
+                f"'{folder / 'dataset.json'}': training entry {number} lists several files for one image; "
+                "merge the modalities into one 4-D NIfTI"
+            )
     return [{key: os.path.normpath(str(item[key])) for key in ("image", "label")} for item in items]
 
 
 def _paired_cases(folder: Path) -> list[dict[str, str]]:
     """Pair by name; dot files (macOS leaves ``._x.nii.gz`` behind) are no images."""
     images = [path for path in (folder / "imagesTr").glob("*.nii*") if not path.name.startswith(".")]
-    return [
-        {"image": str(path), "label": str(folder / "labelsTr" / path.name)}
-        for path in images
-        if (folder / "labelsTr" / path.name).is_file()
-    ]
+    paired = [path for path in images if (folder / "labelsTr" / path.name).is_file()]
+    if unpaired := sorted(path.name for path in set(images) - set(paired)):
+        _logger.warning("%d images have no label of their name and are left out: %s", len(unpaired), unpaired[:10])
+    return [{"image": str(path), "label": str(folder / "labelsTr" / path.name)} for path in paired]
 
 
 class CaseSplit:

@@ -175,9 +175,6 @@ def _load_torchscript(path: Path, map_location: str | torch.device, settings: Ma
     return _finish(network, LoadReport(None, None, path, file_sha256(path), loaded=len(network.state_dict())))
 
 
-# ---- the network: config file, overrides, build ---------------------------------------------------------------------
-
-
 def _fill(
     network: nn.Module, state: MutableMapping[str, Any], config_file: Path, network_id: str, weights: Path
 ) -> LoadReport:

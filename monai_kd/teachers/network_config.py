@@ -192,6 +192,3 @@ def _lives_in(module: ModuleType, root: Path) -> bool:
         return False
     places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location and spec.origin else [])]
     return any(Path(place).resolve().is_relative_to(root) for place in places)
-
-
-# ---- the weights: find, read, fill ----------------------------------------------------------------------------------

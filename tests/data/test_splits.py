@@ -34,6 +34,27 @@ def test_folder_without_dataset_json_is_paired_by_name(phantoms, tmp_path):
     assert first["label"].endswith(f"labelsTr/{case_id(first['image'])}.nii.gz")
 
 
+def test_images_without_a_label_are_left_out_and_named(phantoms, tmp_path, caplog):
+    folder = tmp_path / "copy"
+    shutil.copytree(phantoms, folder)
+    (folder / "dataset.json").unlink()
+    gone = sorted((folder / "labelsTr").iterdir())[0]
+    gone.unlink()
+    with caplog.at_level("WARNING", logger="monai_kd"):
+        assert len(labelled_cases(folder)) == 5
+    assert f"1 images have no label of their name and are left out: ['{gone.name}']" in caplog.text
+
+
+def test_several_files_for_one_image_are_refused(phantoms, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(phantoms, folder)
+    content = json.loads((folder / "dataset.json").read_text())
+    content["training"][0]["image"] = [content["training"][0]["image"]] * 2
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="several files for one image; merge the modalities"):
+        labelled_cases(folder)
+
+
 def test_missing_folder_names_it_and_says_how_to_give_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere' is not a folder; pass --dataset_dir"):
         labelled_cases(tmp_path / "nowhere")

@@ -1,0 +1,93 @@
+"""What is released: weights, records and tables belong together, and the records can be repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monai_kd.handlers.provenance import file_sha256
+from monai_kd.teachers import load_report, load_teacher
+from monai_kd.visualize import load_records, write_tables
+
+
+@pytest.fixture(scope="module")
+def records(repository) -> list[dict]:
+    found = load_records(repository / "docs" / "results" / "hippocampus")
+    assert {(r["method"], r["seed"]) for r in found} >= {("teacher", 0)} | {
+        (arm, seed) for arm in ("baseline", "distilled") for seed in (0, 1, 2)
+    }
+    return found
+
+
+def record_of(records: list[dict], weights: Path) -> dict:
+    (found,) = [r for r in records if r["network"]["weights_sha256"] == file_sha256(weights)]
+    return found
+
+
+@pytest.mark.parametrize(("bundle", "method"), [("teacher", "teacher"), ("student", "distilled")])
+def test_shipped_weights_have_a_record_and_load_strictly(repository, records, bundle, method):
+    folder = repository / "bundles" / bundle
+    record = record_of(records, folder / "models" / "model.pt")
+    assert (record["method"], record["bundle"]["name"]) == (method, bundle)
+    assert load_report(load_teacher(folder)).complete
+    assert (folder / "models" / "model.pt").stat().st_size < 20e6
+
+
+def test_the_students_teacher_is_the_teacher_bundle_and_what_the_students_learned_from(repository, records):
+    own = repository / "bundles" / "student" / "models" / "teacher" / "models" / "model.pt"
+    sha256 = file_sha256(own)
+    assert sha256 == file_sha256(repository / "bundles" / "teacher" / "models" / "model.pt")
+    distilled = [r for r in records if r["method"] == "distilled"]
+    assert {r["teacher"]["networks"]["teacher"]["weights_sha256"] for r in distilled} == {sha256}
+
+
+def test_both_arms_were_trained_by_one_schedule_on_the_same_cases(records):
+    arms = [r for r in records if r["method"] in ("baseline", "distilled")]
+    for key in ("schedule_hash",):
+        assert len({r[key] for r in arms}) == 1, key
+    for key in ("hash", "split_hash", "cases_hash"):
+        assert len({r["protocol"][key] for r in arms}) == 1, key
+    assert len({r["protocol"]["hash"] for r in records}) == 1
+
+
+def test_the_student_has_at_most_six_percent_of_the_teachers_parameters(records):
+    size = {r["method"]: r["network"]["parameters"] for r in records}
+    assert size["distilled"] == size["baseline"] <= 0.06 * size["teacher"]
+
+
+def test_published_tables_follow_from_the_records(repository):
+    files = [repository / "README.md", *sorted(repository.glob("bundles/[!_]*/docs/README.md"))]
+    assert len(files) >= 3
+    assert write_tables(repository / "docs" / "results", files, check=True) == []
+
+
+def test_records_name_no_place_on_a_machine(repository):
+    for path in [*repository.glob("docs/results/**/*.json"), *repository.glob("bundles/*/models/**/*.json")]:
+        text = path.read_text(encoding="utf-8")
+        for place in ('"/', "/home/", "/root/", "/tmp/", "/work/"):
+            assert place not in text, f"{path}: {place}"
+
+
+@pytest.mark.slow
+def test_the_students_score_on_real_data_can_be_repeated(repository, records, real_data, tmp_path):
+    if not (real_data / "Task04_Hippocampus").is_dir():
+        pytest.skip(f"MONAI_KD_DATA lacks {real_data / 'Task04_Hippocampus'}: this test needs it")
+    folder = repository / "bundles" / "student"
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", ".", "--run_dir", str(tmp_path / "run")]
+    files = "['configs/train.yaml','configs/evaluate.yaml']"
+    environment = {**os.environ, "MONAI_KD_DATA": str(real_data.resolve()), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*command, "--config_file", files], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "run" / "run.json").read_text())
+    expected = record_of(records, folder / "models" / "model.pt")
+    assert found["protocol"]["hash"] == expected["protocol"]["hash"]
+    for name, dice in expected["summary"]["dice"].items():
+        assert found["summary"]["dice"][name] == pytest.approx(dice, abs=5e-4)
+    assert found["training"]["run_id"] == expected["training"]["run_id"]

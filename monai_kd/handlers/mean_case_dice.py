@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 from ignite.metrics import Metric
+from monai.data import MetaTensor
 from monai.metrics import compute_dice
 from torch import Tensor
 
@@ -20,6 +21,16 @@ def gather_lists(values: list[Any]) -> list[Any]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
+
+
+def _check_shapes(pred: Tensor, label: Tensor) -> None:
+    """Refuse a label of another shape than its image, naming its file where the label carries it."""
+    if pred.shape != label.shape:
+        name = label.meta["filename_or_obj"] if isinstance(label, MetaTensor) else "the label"
+        raise ValueError(
+            f"'{name}' has shape {tuple(label.shape[1:])}, its image has {tuple(pred.shape[1:])}; "
+            "image and label must lie on the same grid"
+        )
 
 
 class MeanCaseDice(Metric):
@@ -42,6 +53,7 @@ class MeanCaseDice(Metric):
 
     def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
         for pred, label in zip(*output, strict=True):
+            _check_shapes(pred, label)
             dice = compute_dice(pred[None], label[None], include_background=True, ignore_empty=False)[0]
             present = [bool(pred[channel].any() or label[channel].any()) for channel in range(len(self.class_names))]
             values = [float(value) if found else None for value, found in zip(dice, present, strict=True)]

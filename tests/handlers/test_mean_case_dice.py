@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.networks import one_hot
 
 from monai_kd.handlers import MeanCaseDice
@@ -35,6 +36,12 @@ def test_false_positive_of_an_absent_class_costs():
     assert metric([perfect, perfect]) == 1.0
     # head 1 and 1; tail: absent in both, then invented: 0
     assert metric([perfect, wrong]) == pytest.approx((1.0 + 0.0) / 2)
+
+
+def test_a_label_of_another_shape_is_named():
+    label = MetaTensor(hot(0, 1), meta={"filename_or_obj": "/data/labelsTr/a.nii.gz"})
+    with pytest.raises(ValueError, match=r"a.nii.gz' has shape \(1, 1, 2\), its image has \(1, 1, 3\)"):
+        metric([(hot(0, 1, 1), label)])
 
 
 def test_nothing_anywhere_is_zero():

@@ -14,7 +14,7 @@ help:
 	@echo "sync        repair the blocks that bundles share, and generated files"
 	@echo "tables      regenerate README and model-card tables from docs/results"
 	@echo "experiments train and score the released models (hours on 2 cores; resumable)"
-	@echo "bench       speed benchmarks        docs      list of the documentation pages"
+	@echo "bench       speed benchmarks        docs      build docs/_build/html and run its examples"
 
 install: $(VENV)/.installed
 
@@ -54,7 +54,8 @@ bench: install
 	$(PY) benchmarks/speed.py
 
 docs: install
-	@find docs -name '*.md' | sort
+	$(PY) -m sphinx -W --keep-going -E -b html -d docs/_build/doctrees docs docs/_build/html
+	$(PY) -m sphinx -W --keep-going -b doctest -d docs/_build/doctrees docs docs/_build/doctest
 
 clean:
 	rm -rf demo_output .pytest_cache .ruff_cache .mypy_cache

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from monai.data import load_decathlon_datalist
@@ -124,20 +124,30 @@ class CaseSplit:
             all labelled cases.
         seed: seed of the drawn split; without effect when a split file is given.
         fractions: parts of validation and test in a drawn split, each at least one case.
+        check: called once with the folder and all cases in use, by id; returns the problems of those to leave out
+            (:class:`~monai_kd.data.CaseCheck`). Sections are drawn first, so the other cases keep theirs.
 
-    Raises (at first use):
-        FileNotFoundError: folder or split file missing.
-        ValueError: a case of the split file is not in the folder, a case is in two sections, or fewer than 3
-            labelled cases are to be split.
+    Raises:
+        FileNotFoundError: at first use, folder or split file missing.
+        ValueError: at first use, a case of the split file is not in the folder, a case is in two sections, fewer than 3
+            labelled cases are to be split, or ``check`` leaves a section empty.
     """
 
     def __init__(
-        self, dataset_dir: str, split_file: str = "", seed: int = 0, fractions: Sequence[float] = (0.1, 0.2)
+        self,
+        dataset_dir: str,
+        split_file: str = "",
+        seed: int = 0,
+        fractions: Sequence[float] = (0.1, 0.2),
+        check: Callable[[str, dict[str, dict[str, str]]], dict[str, list[str]]] | None = None,
     ) -> None:
         self.dataset_dir = dataset_dir
         self.split_file = split_file
         self.seed = seed
         self.fractions = tuple(fractions)
+        self.check = check
+        self.skipped: dict[str, list[str]] = {}
+        self._checked: set[str] = set()
         self._by_id: dict[str, dict[str, str]] | None = None
         self._ids: dict[str, list[str]] | None = None
 
@@ -148,21 +158,34 @@ class CaseSplit:
 
     @property
     def ids(self) -> dict[str, list[str]]:
-        """Case ids per section."""
+        """Case ids per section, without the skipped cases."""
         if self._ids is None:
             self._ids = self._read_split() if self.split_file else self._draw_split()
-        return self._ids
+        self._run_check([name for section in SECTIONS for name in self._ids[section]])
+        return {section: [name for name in names if name not in self.skipped] for section, names in self._ids.items()}
 
     def cases(self, section: str) -> list[dict[str, str]]:
         """Return ``{"image", "label"}`` items of ``train``, ``validation``, ``test`` or ``all``."""
-        if section == "all":
-            return list(self._cases_by_id().values())
-        if section not in SECTIONS:
+        if section not in (*SECTIONS, "all"):
             raise ValueError(f"section is '{section}'; known: {', '.join(SECTIONS)}, all")
-        chosen = [self._cases_by_id()[name] for name in self.ids[section]]
-        if not chosen:
-            raise ValueError(f"split file '{self.split_file}' has no case in section '{section}'")
-        return chosen
+        if section == "all":
+            self._run_check(list(self._cases_by_id()))
+            names = [name for name in self._cases_by_id() if name not in self.skipped]
+        else:
+            names = self.ids[section]
+        if not names:
+            left_out = f", {len(self.skipped)} are skipped" if self.skipped else ""
+            raise ValueError(
+                f"section '{section}' of {self.split_file or self.dataset_dir!r} has no usable case{left_out}"
+            )
+        return [self._cases_by_id()[name] for name in names]
+
+    def _run_check(self, names: Sequence[str]) -> None:
+        """Check cases that were not checked yet, all of them before the first is used."""
+        unchecked = {name: self._cases_by_id()[name] for name in names if name not in self._checked}
+        if self.check is not None and unchecked:
+            self.skipped.update(self.check(self.dataset_dir, unchecked))
+            self._checked.update(unchecked)
 
     def _cases_by_id(self) -> dict[str, dict[str, str]]:
         if self._by_id is None:

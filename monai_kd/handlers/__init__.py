@@ -1,10 +1,13 @@
 """What a run records and shows."""
 
 from monai_kd.handlers.case_scores import CaseScores, write_metrics_csv
+from monai_kd.handlers.checkpoints import ResumableTraining, SaveBest
 from monai_kd.handlers.mean_case_dice import MeanCaseDice
+from monai_kd.handlers.overrides import check_overrides, override_problems
 from monai_kd.handlers.progress import Progress
 from monai_kd.handlers.publish import PublishBest
-from monai_kd.handlers.run_record import EvaluationRecord, TrainingRecord, new_run_name, require_weights
+from monai_kd.handlers.run_dir import new_run_name, open_run_dir, require_free_space, run_name
+from monai_kd.handlers.run_record import EvaluationRecord, TrainingRecord, require_weights
 from monai_kd.handlers.scalars import named_scalars
 
 __all__ = [
@@ -13,9 +16,16 @@ __all__ = [
     "MeanCaseDice",
     "Progress",
     "PublishBest",
+    "ResumableTraining",
+    "SaveBest",
     "TrainingRecord",
+    "check_overrides",
     "named_scalars",
     "new_run_name",
+    "open_run_dir",
+    "override_problems",
+    "require_free_space",
     "require_weights",
+    "run_name",
     "write_metrics_csv",
 ]

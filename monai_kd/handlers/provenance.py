@@ -81,7 +81,7 @@ def environment(device: str | torch.device, code_dir: str | os.PathLike[str] = "
         "commit": _commit(code_dir),
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # a TorchVersion is no plain text to torch.load
             "monai": monai.__version__,
             "ignite": ignite.__version__,
             "numpy": numpy.__version__,

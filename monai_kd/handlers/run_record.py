@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from monai_kd.handlers.scalars import named_scalars
 from monai_kd.inferers import cpu_has_bfloat16
 from monai_kd.teachers import load_report
 
-__all__ = ["EvaluationRecord", "TrainingRecord", "new_run_name", "require_weights"]
+__all__ = ["EvaluationRecord", "TrainingRecord", "require_weights"]
 
 _logger = logging.getLogger("monai_kd")
 _SCHEMA = 1
@@ -42,19 +42,22 @@ _SCHEMA = 1
 # What may differ between the two arms of a fair comparison: the method, the seed and where things lie. Everything
 # else in the configuration is the schedule, and its hash must be equal.
 _METHOD_IDS = ("method", "terms", "teacher", "teacher_root", "distiller_def", "distiller")
-_PLACE_IDS = ("bundle_root", "dataset_dir", "split_file", "run_name", "run_dir", "ckpt_dir", "ckpt_path", "device")
+_PLACE_IDS = (
+    "bundle_root",
+    "dataset_dir",
+    "split_file",
+    "run_name",
+    "run_dir",
+    "ckpt_dir",
+    "ckpt_path",
+    "device",
+    "resume",
+)
 _NOT_SCHEDULE = (*_METHOD_IDS, *_PLACE_IDS, "seed", "imports")
 # What must be equal for two evaluations to stand in one table, besides the scored cases themselves.
 _PROTOCOL_IDS = ("class_names", "spacing_mm", "roi_size", "overlap", "amp", "cpu_bfloat16")
+_STATE_KEY = "run_record"
 _NOT_PROTOCOL_STEPS = ("data", "dataset", "dataloader", "handlers", "evaluator", "key_metric")
-
-
-def new_run_name(method: str, seed: int) -> str:
-    """Return a name for a run folder such as ``distilled-seed0-20261121-104400``; all processes get the same one."""
-    names = [f"{method}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"]
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast_object_list(names)  # the processes' clocks may stand on two sides of a second
-    return names[0]
 
 
 def require_weights(path: str) -> None:
@@ -124,7 +127,8 @@ class TrainingRecord(_Record):
     """Write ``run.json`` (and ``split.json``) of a training into its run folder, anew after every validation.
 
     Records the executed configuration, the cases that were really used, the mean loss and every term per epoch, the
-    validation scores, the best epoch, time and memory; after completion the sha256 of the best weights.
+    validation scores, the best epoch, time and memory; after completion the sha256 of the best weights. The content
+    is part of the trainer's state (``engine.state.run_record``), so a resumed training goes on with its curves.
 
     Args:
         run_dir: folder of this run.
@@ -141,6 +145,9 @@ class TrainingRecord(_Record):
         distiller: the :class:`~monai_kd.distillers.Distiller` (or its DDP wrapper), None for plain training.
         weights_name: file name of the best weights in ``run_dir``.
         bundle_root: folder whose git commit is recorded.
+
+    Raises (when a resumed training starts):
+        ValueError: its configuration or its cases are not those of the interrupted run.
     """
 
     kind = "training"
@@ -189,11 +196,14 @@ class TrainingRecord(_Record):
         self.content["processes"] = schedule["processes"]
         self.content["schedule_hash"] = config_hash(schedule)
         self.content["teacher"] = _teacher_facts(distiller)
+        self.content["skipped_cases"] = dict(split.skipped) if split is not None else {}
         self.content["curves"] = {"epoch": [], "loss": [], "terms": {}, "val_epoch": [], "val_mean_dice": []}
         self._sums: dict[str, float] = {}
         self._count = 0
 
     def attach(self, engine: Engine) -> None:
+        engine.state.run_record = self.content  # type: ignore[attr-defined]
+        engine.state_dict_user_keys.append(_STATE_KEY)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_losses)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._close_epoch)
@@ -202,10 +212,31 @@ class TrainingRecord(_Record):
         self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
 
     def _start(self, engine: Engine) -> None:
+        restored = getattr(engine.state, _STATE_KEY, self.content)
+        if restored is not self.content:
+            self._go_on(restored, engine.state.epoch)
+            engine.state.run_record = self.content  # type: ignore[attr-defined]
         self.content["epochs"] = engine.state.max_epochs
         if _is_main_process():
             write_json(self.run_dir / "split.json", self.ids)
         self._write()
+
+    def _go_on(self, earlier: dict[str, Any], epoch: int) -> None:
+        """Take over what the interrupted run had recorded, if it was the same run."""
+        changed = _differences(earlier["config"], self.config, _PLACE_IDS)
+        if earlier["protocol"]["split_hash"] != self.content["protocol"]["split_hash"]:
+            changed.append("the cases")
+        if changed:
+            raise ValueError(
+                f"--resume True: not the configuration of the run in '{self.run_dir}': {'; '.join(changed)}; "
+                "resume with the same settings, or start another run"
+            )
+        kept = ("started", "curves", "best_epoch", "best_metric", "validation", "resumed", "time")
+        self.content.update({key: earlier[key] for key in kept if key in earlier})
+        self.content.setdefault("resumed", []).append(
+            {"after_epoch": epoch, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        )
+        self._started -= earlier["time"]["total_s"]
 
     def _add_losses(self, engine: Engine) -> None:
         for name, value in named_scalars(engine.state.output).items():  # type: ignore[arg-type]
@@ -321,6 +352,18 @@ class EvaluationRecord(_Record):
         if _is_main_process():
             write_metrics_csv(self.run_dir / "metrics.csv", cases)
             print(_summary_lines(self.content))
+
+
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], without: Iterable[str]) -> list[str]:
+    """Describe the top-level ids whose values differ."""
+    names = [name for name in {**earlier, **now} if name not in set(without) and earlier.get(name) != now.get(name)]
+    plain = (int, float, str, bool, type(None))
+    return [
+        f"{name} ({earlier.get(name)} -> {now.get(name)})"
+        if isinstance(earlier.get(name), plain) and isinstance(now.get(name), plain)
+        else name
+        for name in names
+    ]
 
 
 def _supervised_terms(config: Mapping[str, Any]) -> dict[str, Any]:

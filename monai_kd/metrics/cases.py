@@ -16,7 +16,7 @@ __all__ = ["score_case", "summarize"]
 def score_case(pred: Tensor, label: Tensor, class_names: Sequence[str], spacing_mm: Sequence[float]) -> dict[str, Any]:
     """Score one case, class by class, background excluded.
 
-    * Dice: 2|P and L| / (|P| + |L|), in 0..1.
+    * Dice: ``2|P and L| / (|P| + |L|)``, in 0..1.
     * HD95: symmetric 95th percentile of the surface distances, in mm.
     * A class the label has and the prediction lacks is *missed*: Dice 0, and HD95 the diagonal of the image in mm,
       the largest distance it could have been; it is named in ``missed``.
@@ -65,8 +65,8 @@ def summarize(cases: Sequence[Mapping[str, Any]], class_names: Sequence[str]) ->
     """Average scored cases per class, misses included, and count misses and false positives.
 
     Returns:
-        ``{"dice": {name: mean, "mean": mean over classes}, "hd95_mm": {...}, "missed": {name: count},
-        "false_positive": {name: count}, "n_cases": int}``; a class without a scored case has ``None``.
+        ``dice`` and ``hd95_mm``, each ``{name: mean, "mean": mean over classes}``; ``missed`` and ``false_positive``,
+        each ``{name: count}``; ``n_cases``. A class without a scored case has ``None``.
     """
     foreground = list(class_names[1:])
     summary: dict[str, Any] = {"n_cases": len(cases)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from monai_kd.teachers.contract import check_teacher
 from monai_kd.teachers.network_config import DEFAULT_ID, build_network, find_network
 from monai_kd.teachers.weights import file_sha256, find_weights, is_torchscript, read_state_dict, weight_files
 
@@ -86,6 +87,9 @@ def load_teacher(
     key_in_ckpt: str | None = None,
     strict: bool = True,
     map_location: str | torch.device = "cpu",
+    in_channels: int | None = None,
+    class_names: Sequence[str] | None = None,
+    patch_size: Sequence[int] | None = None,
 ) -> nn.Module:
     """Build the network of a MONAI bundle and load its weights; frozen and in evaluation mode.
 
@@ -107,16 +111,36 @@ def load_teacher(
             ``model``, ``state_dict`` or ``network``. The prefix ``module.`` of DDP is removed.
         strict: every key must fit. False loads what fits and warns with the same report.
         map_location: device of the returned network.
+        in_channels, class_names, patch_size: the student's task. With ``class_names`` the teacher is run once on a
+            patch of zeros and must give one channel a class, in the student's order
+            (:func:`~monai_kd.teachers.check_teacher`); None leaves its outputs unchecked.
 
     Returns:
         The network; ``load_report(network)`` says which files were used.
 
     Raises:
         FileNotFoundError: no such folder, config or weights; the message says where it looked.
-        ValueError: no network in the configs, an unknown or ineffective override, unreadable or ambiguous weights.
+        ValueError: no network in the configs, an unknown or ineffective override, unreadable or ambiguous weights, or
+            a teacher of another task.
         TypeError: the id does not build a ``torch.nn.Module``.
         RuntimeError: the network cannot be built, or the weights do not fit it.
     """
+    network = _load(bundle_root, weights, network_id, config_file, overrides, key_in_ckpt, strict, map_location)
+    if class_names is not None:
+        check_teacher(network, bundle_root, class_names, in_channels or 1, patch_size or (32, 32, 32))
+    return network
+
+
+def _load(
+    bundle_root: str | Path,
+    weights: str | Path | None,
+    network_id: str,
+    config_file: str | Path | None,
+    overrides: Mapping[str, Any] | None,
+    key_in_ckpt: str | None,
+    strict: bool,
+    map_location: str | torch.device,
+) -> nn.Module:
     root = Path(bundle_root).expanduser().resolve()
     if not root.exists():
         raise FileNotFoundError(f"bundle_root '{root}' does not exist; give a bundle folder or a TorchScript file")
@@ -212,4 +236,4 @@ def _judge(report: LoadReport, network: nn.Module, strict: bool) -> None:
             f"weights do not fit: {summary}\nGive the weights of this network, set its arguments by `overrides`, "
             "or load what fits by strict=False."
         )
-    warnings.warn(f"weights fit in part: {summary}", stacklevel=3)
+    warnings.warn(f"weights fit in part: {summary}", stacklevel=4)

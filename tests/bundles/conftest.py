@@ -11,13 +11,14 @@ from typing import Any
 import ignite.distributed as idist
 import pytest
 import torch
+from commands import TINY
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 
-# the overrides that make a bundle's own network tiny
-TINY: dict[str, dict[str, Any]] = {
-    "teacher": {"network_def::filters": [4, 8, 8, 8]},
-    "student": {"network_def::channels": [4, 4, 8]},
-}
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, dict[str, Any]]:
+    """The overrides that make each bundle's network tiny."""
+    return TINY
 
 
 @pytest.fixture(scope="session")

@@ -315,7 +315,7 @@ def test_the_baseline_is_a_distiller_without_teachers_and_one_term(folder, workf
 def test_evaluation_leaves_preprocessing_inference_and_postprocessing_of_validation_alone(folder, bundle):
     train, evaluate = (merged(folder, bundle, ("train.yaml", *more)) for more in ((), ("evaluate.yaml",)))
     changed = {key for key in {*train, *evaluate} if train.get(key) != evaluate.get(key)}
-    assert changed == {"run_name", "ckpt_path", "section", "cpu_bfloat16", "amp", "validate", "run"}
+    assert changed == {"run_name", "run_dir", "ckpt_path", "section", "cpu_bfloat16", "amp", "validate", "run"}
     for key, value in train["validate"].items():
         if key == "handlers":
             continue

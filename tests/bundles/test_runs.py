@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from commands import TINY, bundle_run
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.engines import IterationEvents
 from monai.utils import set_determinism
@@ -53,12 +53,27 @@ def ready(flow: ConfigWorkflow) -> ConfigWorkflow:
     return flow
 
 
+def first_batches(flow: ConfigWorkflow, number: int) -> list[dict[str, Any]]:
+    """The batches that a training sees first."""
+    seen: list[dict[str, Any]] = []
+
+    def keep(engine: Engine) -> None:
+        seen.append(engine.state.batch)
+        if len(seen) == number:
+            engine.terminate(skip_completed=True)
+
+    trainer = get(flow, "train::trainer")
+    trainer.add_event_handler(Events.GET_BATCH_COMPLETED, keep)
+    trainer.run()
+    return seen
+
+
 def test_both_arms_start_from_the_same_weights_and_see_the_same_batches(repository, workflow):
     states, batches = {}, {}
     for arm, names in ARMS.items():
         flow = ready(workflow(repository / "bundles" / "student", names, patch_size=[16, 16, 16]))
-        states[arm] = get(flow, "network").state_dict()
-        batches[arm] = list(islice(get(flow, "train::dataloader"), 2))
+        states[arm] = {key: value.clone() for key, value in get(flow, "network").state_dict().items()}
+        batches[arm] = first_batches(flow, 2)
     assert states["distilled"].keys() == states["baseline"].keys()
     for key, value in states["distilled"].items():
         assert torch.equal(value, states["baseline"][key]), key
@@ -209,11 +224,6 @@ def test_validation_interval_follows_the_epochs_and_can_be_set(repository, workf
 
 # ---- as users type it -----------------------------------------------------------------------------------------------
 
-TINY: dict[str, dict[str, Any]] = {
-    "teacher": {"network_def::filters": [4, 8, 8, 8]},
-    "student": {"network_def::channels": [4, 4, 8]},
-}
-
 
 class Home(NamedTuple):
     """Copies of the bundles, trained by their own commands from a foreign folder."""
@@ -231,28 +241,8 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def bundle_run(
-    bundle: Path, names: Sequence[str], cwd: Path, launcher: Sequence[str] = (), python_path: str = "", **overrides: Any
-) -> subprocess.CompletedProcess[str]:
-    """``python -m monai.bundle run`` on absolute paths, in a process of its own that stands elsewhere."""
-    files = [str(bundle / "configs" / name) for name in names]
-    config = files[0] if len(files) == 1 else str(files).replace('"', "'")
-    given = {**TINY[bundle.name], **overrides}
-    arguments = [text for key, value in given.items() for text in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", *launcher, "monai.bundle", "run", "--config_file", config]
-    environment = {key: value for key, value in os.environ.items() if key != "MONAI_KD_DATA"}
-    environment |= {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path}
-    cwd.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [*command, "--bundle_root", str(bundle), *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done
+def tiny_run(bundle: Path, names: Sequence[str], cwd: Path, **overrides: Any) -> subprocess.CompletedProcess[str]:
+    return bundle_run(bundle, names, cwd, **{**TINY[bundle.name], **overrides})
 
 
 @pytest.fixture(scope="module")
@@ -264,11 +254,11 @@ def home(repository: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFact
         shutil.copytree(repository / "bundles" / name, root / name, ignore=ignore)
     data = {"dataset_dir": phantoms, "split_file": "''", "patch_size": [16, 24, 16]}
     cwd = root / "elsewhere"
-    bundle_run(root / "teacher", ("train.yaml",), cwd, run_dir=root / "teacher-run", epochs=1, **data)
+    tiny_run(root / "teacher", ("train.yaml",), cwd, run_dir=root / "teacher-run", epochs=1, **data)
     make_teacher(root / "teacher-run", root / "teacher", root / "student" / "models" / "teacher")
     runs = {}
     for arm, names in ARMS.items():
-        bundle_run(root / "student", names, cwd, epochs=2, ckpt_dir=root / "student" / "models", **data)
+        tiny_run(root / "student", names, cwd, epochs=2, ckpt_dir=root / "student" / "models", **data)
         (runs[arm],) = set((root / "student" / "runs").iterdir()) - set(runs.values())
     assert list(cwd.iterdir()) == []
     return Home(root, root / "teacher-run", runs)
@@ -358,7 +348,7 @@ def evaluation(home: Home, phantoms: Path) -> Path:
     overrides = {"dataset_dir": phantoms, "split_file": "''", "teacher_root": home.root / "nowhere"}
     run_dir = home.root / "evaluation"
     names = ("train.yaml", "evaluate.yaml")
-    done = bundle_run(home.student, names, home.root / "elsewhere", run_dir=run_dir, **overrides)
+    done = tiny_run(home.student, names, home.root / "elsewhere", run_dir=run_dir, **overrides)
     (run_dir / "stdout.txt").write_text(done.stdout)
     return run_dir
 
@@ -415,7 +405,7 @@ def test_inference_segments_images_ts_where_monai_kd_is_not_installed(home, phan
     assert "stock MONAI alone" in failed.stderr
     output_dir = home.root / "predictions"
     overrides = {"dataset_dir": phantoms, "output_dir": output_dir, "python_path": str(blocked.parent)}
-    bundle_run(home.student, ("inference.yaml",), home.root / "elsewhere", **overrides)
+    tiny_run(home.student, ("inference.yaml",), home.root / "elsewhere", **overrides)
     images = sorted((phantoms / "imagesTs").iterdir())
     assert len(images) == len(list(output_dir.iterdir())) == 2
     for path in images:
@@ -454,35 +444,3 @@ def test_inference_on_a_plain_folder_gives_what_the_evaluation_scored(home, eval
             dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())
             assert dice == pytest.approx(scored[name][class_name], abs=1e-3)
     assert max(dice for scores in scored.values() for dice in scores.values()) > 0
-
-
-@pytest.fixture(scope="module")
-def two_processes(home: Home, phantoms: Path) -> Path:
-    """The folder of a training by two processes."""
-    launcher = ("torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2", "-m")
-    run_dir, ckpt_dir = home.root / "two-run", home.root / "two-models"
-    overrides = {"dataset_dir": phantoms, "split_file": "''", "patch_size": [16, 24, 16], "batch_size": 1, "epochs": 1}
-    names = ("train.yaml", "multi_gpu_train.yaml")
-    cwd = home.root / "elsewhere"
-    bundle_run(home.student, names, cwd, launcher, run_dir=run_dir, ckpt_dir=ckpt_dir, **overrides)
-    return run_dir
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_student_together(home, two_processes):
-    record = read(two_processes / "run.json")
-    assert (record["status"], record["epochs"]) == ("finished", 1)
-    assert record["teacher"]["source"] == "live"
-    assert set(record["curves"]["terms"]) == {"seg", "soft"}
-    # one validation case, handed to both processes, counts once
-    assert record["validation"]["n_cases"] == 1
-    published = home.root / "two-models" / "model.pt"
-    assert record["network"]["weights_sha256"] == file_sha256(published)
-    state = torch.load(published, weights_only=True)
-    assert list(state) == list(torch.load(home.runs["baseline"] / "model.pt", weights_only=True))
-
-
-@pytest.mark.slow
-def test_of_two_processes_only_the_first_writes_curves(home, two_processes):
-    single = len(list(home.runs["baseline"].glob("events.out.*")))
-    assert len(list(two_processes.glob("events.out.*"))) == single == 2

@@ -1,0 +1,166 @@
+"""Find the cases that would break or spoil a training, before it starts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from monai_kd.data.volumes import VolumeFacts, read_volumes
+
+__all__ = ["CaseCheck", "case_problems"]
+
+_logger = logging.getLogger("monai_kd")
+_MOST_SHOWN = 10
+_AFFINE_TOLERANCE = 0.1  # voxels
+
+
+def case_problems(image: VolumeFacts, label: VolumeFacts, in_channels: int, num_classes: int) -> list[str]:
+    """Return what is wrong with a case, in words; an empty list if nothing is.
+
+    Args:
+        image, label: what the two files hold.
+        in_channels: channels that the network takes.
+        num_classes: classes with the background; a label holds 0 to ``num_classes - 1``.
+    """
+    unread = [(role, facts.error) for role, facts in (("image", image), ("label", label)) if facts.error]
+    if unread:
+        return [f"{role} cannot be read, it is damaged or truncated ({error})" for role, error in unread]
+    problems = []
+    if image.channels != in_channels:
+        problems.append(f"image has {image.channels} channels, the network takes {in_channels}")
+    if label.channels != 1:
+        problems.append(f"label has {label.channels} channels, a label map has 1")
+    if image.shape != label.shape:
+        problems.append(f"image has {_size(image.shape)} voxels and label {_size(label.shape)}: not the same grid")
+    elif (shift := _largest_shift(image, label)) > _AFFINE_TOLERANCE:
+        problems.append(f"the affines of image and label differ, by up to {shift:.3g} voxels: not the same grid")
+    for role, facts in (("image", image), ("label", label)):
+        if facts.not_finite:
+            problems.append(f"{role} has {facts.not_finite} voxels that are NaN or infinite")
+    if outside := [value for value in label.values if value not in range(num_classes)]:
+        shown = ", ".join(f"{value:g}" for value in outside[:5]) + (", ..." if len(outside) > 5 else "")
+        problems.append(f"label has the values {shown}; the classes are 0 to {num_classes - 1}")
+    return problems
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _largest_shift(image: VolumeFacts, label: VolumeFacts) -> float:
+    """How far apart two affines of one shape put a corner voxel, in voxels of the finest spacing."""
+    first, second = (np.reshape(facts.affine, (4, 4)) for facts in (image, label))
+    ends = [(0, length - 1) for length in (*image.shape, 1, 1)[:3]]
+    corners = np.array([(*corner, 1.0) for corner in np.stack(np.meshgrid(*ends), -1).reshape(-1, 3)])
+    shifts_mm = np.linalg.norm(corners @ (first - second).T, axis=1)
+    return float(shifts_mm.max() / np.linalg.norm(first[:3, :3], axis=0).min())
+
+
+class CaseCheck:
+    """Read every case once before training and refuse, or leave out, those that cannot be used.
+
+    Reports files that cannot be read, a wrong number of channels, image and label on different grids, NaN or infinite
+    voxels, and label values outside the classes. Also compares the class names with ``labels`` of ``dataset.json``:
+    the same names in another order are an error, other names a warning. Results are remembered by file
+    (:func:`~monai_kd.data.volumes.read_volumes`). Of several processes the first one reads.
+
+    Args:
+        in_channels: channels that the network takes.
+        class_names: background first.
+        skip_bad_cases: True leaves bad cases out with a warning; False raises.
+        progress: show a bar while files are read.
+    """
+
+    def __init__(
+        self, in_channels: int, class_names: Sequence[str], skip_bad_cases: bool = False, progress: bool = True
+    ) -> None:
+        if not isinstance(skip_bad_cases, bool):
+            raise TypeError(f"skip_bad_cases is {skip_bad_cases!r}; it must be True or False")
+        self.in_channels = in_channels
+        self.class_names = list(class_names)
+        self.skip_bad_cases = skip_bad_cases
+        self.progress = progress
+
+    def __call__(self, dataset_dir: str | os.PathLike[str], cases: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+        """Return the problems of every bad case by its id; empty if all cases can be used.
+
+        Args:
+            dataset_dir: MSD-layout folder.
+            cases: ``{"image", "label"}`` paths by case id.
+
+        Raises:
+            ValueError: there are bad cases and ``skip_bad_cases`` is False, or ``dataset.json`` has the classes in
+                another order.
+        """
+        self._compare_class_names(Path(dataset_dir))
+        found: list[Any] = [None]
+        several = dist.is_available() and dist.is_initialized()
+        if not several or dist.get_rank() == 0:
+            found = [self._find(dataset_dir, cases)]
+        if several:
+            dist.broadcast_object_list(found)
+        bad: dict[str, list[str]] = found[0]
+        if bad and not self.skip_bad_cases:
+            raise ValueError(
+                f"{len(bad)} of {len(cases)} cases in '{dataset_dir}' cannot be used:\n{_listing(bad)}\n"
+                "Mend or remove them, or pass --skip_bad_cases True to go on without them."
+            )
+        if bad:
+            _logger.warning("%d of %d cases are left out:\n%s", len(bad), len(cases), _listing(bad))
+        return bad
+
+    def _find(self, dataset_dir: str | os.PathLike[str], cases: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+        images, labels = ([case[role] for case in cases.values()] for role in ("image", "label"))
+        facts = read_volumes(dataset_dir, images, labels, self.progress)
+        problems = {
+            name: case_problems(facts[case["image"]], facts[case["label"]], self.in_channels, len(self.class_names))
+            for name, case in cases.items()
+        }
+        return {name: found for name, found in problems.items() if found}
+
+    def _compare_class_names(self, folder: Path) -> None:
+        listed = _listed_class_names(folder / "dataset.json")
+        own = [name.casefold() for name in self.class_names]
+        names = [name.casefold() for name in listed]
+        if not names or names[1:] == own[1:]:  # the background has many names
+            return
+        if sorted(names[1:]) == sorted(own[1:]):
+            raise ValueError(
+                f"'{folder / 'dataset.json'}' has the classes {listed}, this configuration {self.class_names}: the "
+                "same names in another order; pass --class_names in the order of dataset.json, with a teacher of that "
+                "order"
+            )
+        _logger.warning(
+            "%s names the classes %s; scores use this configuration's names %s",
+            folder / "dataset.json",
+            listed,
+            self.class_names,
+        )
+
+
+def _listing(bad: dict[str, list[str]]) -> str:
+    lines = [f"  {name}: {'; '.join(problems)}" for name, problems in list(bad.items())[:_MOST_SHOWN]]
+    if len(bad) > _MOST_SHOWN:
+        lines.append(f"  and {len(bad) - _MOST_SHOWN} more")
+    return "\n".join(lines)
+
+
+def _listed_class_names(path: Path) -> list[str]:
+    """Return the names in ``labels`` by value, from the form of MSD (value: name) or nnU-Net (name: value)."""
+    if not path.is_file():
+        return []
+    labels = json.loads(path.read_text(encoding="utf-8")).get("labels")
+    if not isinstance(labels, dict):
+        return []
+    if not all(str(value).isdigit() for value in labels):
+        labels = {value: name for name, value in labels.items()}
+    if sorted(map(str, labels)) != sorted(map(str, range(len(labels)))):  # regions, gaps: nothing to compare with
+        return []
+    return [str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0]))]

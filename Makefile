@@ -58,4 +58,4 @@ docs: install
 	$(PY) -m sphinx -W --keep-going -b doctest -d docs/_build/doctrees docs docs/_build/doctest
 
 clean:
-	rm -rf demo_output .pytest_cache .ruff_cache .mypy_cache
+	rm -rf demo_output docs/_build .pytest_cache .ruff_cache .mypy_cache

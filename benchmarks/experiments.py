@@ -50,6 +50,8 @@ class Run:
         # relative paths: the executed configuration becomes part of the published record
         overrides: dict[str, Any] = {"seed": self.seed, "run_dir": f"runs/{self.name}"}
         overrides["ckpt_dir"] = f"runs/{self.name}/models"
+        if (self.run_dir / "run.json").is_file():
+            overrides["resume"] = True  # from its last whole epoch
         print(f"training: {self.name}", flush=True)
         run_bundle(self.bundle, self.configs, overrides, self.run_dir / "log.txt", threads, show_progress=False)
         print(f"trained: {self.name}, best validation Dice {record(self.run_dir)['best_metric']:.4f}", flush=True)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import os
-import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,7 +121,6 @@ class ResumableTraining:
     def _seed_epoch(self, engine: Engine) -> None:
         seed = _epoch_seed(self.seed, engine.state.epoch)
         set_determinism(seed)
-        random.seed(seed)
         set_rnd(self.dataset, seed)
 
     # ---- writing -------------------------------------------------------------------------------------------------

@@ -43,6 +43,9 @@ class Run:
     def run_dir(self) -> Path:
         return self.bundle / "runs" / self.name
 
+    def log(self, stage: str) -> Path:
+        return self.bundle / "runs" / "logs" / f"{self.name}-{stage}.txt"  # a run sets aside what its folder holds
+
     def train(self, threads: int) -> None:
         if finished(self.run_dir):
             print(f"finished already: {self.name}", flush=True)
@@ -53,7 +56,7 @@ class Run:
         if (self.run_dir / "run.json").is_file():
             overrides["resume"] = True  # from its last whole epoch
         print(f"training: {self.name}", flush=True)
-        run_bundle(self.bundle, self.configs, overrides, self.run_dir / "log.txt", threads, show_progress=False)
+        run_bundle(self.bundle, self.configs, overrides, self.log("train"), threads, show_progress=False)
         print(f"trained: {self.name}, best validation Dice {record(self.run_dir)['best_metric']:.4f}", flush=True)
 
     def score(self, threads: int) -> None:
@@ -68,7 +71,7 @@ class Run:
             "run_name": self.name,
             "seed": self.seed,
         }
-        log = self.run_dir / "score.txt"
+        log = self.log("score")
         run_bundle(self.bundle, [*self.configs, "evaluate.yaml"], overrides, log, threads, show_progress=False)
         print(f"scored: {self.name}, test Dice {record(target)['summary']['dice']['mean']:.4f}", flush=True)
 

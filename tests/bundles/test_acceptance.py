@@ -1,6 +1,7 @@
 """What every bundle must pass before it is published: the commands and consumers that MONAI promises it works with.
 
-The suite runs over every folder in ``bundles/``. A new bundle adds its tiny network to ``TINY`` in ``tests/commands.py`` and
+The suite runs over every folder in ``bundles/``. A new bundle adds its tiny network to ``TINY`` in
+``tests/commands.py`` and
 its two-step numbers by
 
     MONAI_KD_UPDATE_GOLDEN=1 python -m pytest tests/bundles/test_acceptance.py -k golden
@@ -340,7 +341,8 @@ def differing(found: dict[str, float], golden: dict[str, float]) -> set[str]:
 @pytest.fixture
 def numbers(bundle: Path, workflow: Callable[..., ConfigWorkflow]) -> Callable[..., dict[str, float]]:
     """Two steps of train.yaml as it stands, with a tiny network, on the 4 training cases of the phantoms."""
-    return lambda **overrides: two_steps(workflow(bundle, ("train.yaml",), epochs=1, device="cpu", **overrides))
+    fixed = {"epochs": 1, "batch_size": 2, "device": "cpu"}
+    return lambda **overrides: two_steps(workflow(bundle, ("train.yaml",), **fixed, **overrides))
 
 
 def test_two_steps_give_the_golden_numbers(bundle, numbers):

@@ -224,6 +224,21 @@ def test_inference_is_stock_monai(folder, bundle):
     assert not any("." in target for target in targets), "short names are MONAI's own"
 
 
+@pytest.mark.parametrize("bundle", list(FILES))
+def test_the_model_card_states_the_settings_of_the_configuration(folder, bundle):
+    card = (folder / bundle / "docs" / "README.md").read_text()
+    config = load(folder / bundle / "configs" / "train.yaml")
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card, re.MULTILINE))
+    numbers = {name: [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", rows[name])] for name in rows}
+    assert numbers["optimizer"] == [config["learning_rate"], config["weight_decay"]]
+    assert numbers["epochs, batch size"] == [config["epochs"], config["batch_size"]]
+    every = max(1, config["epochs"] // int(config["val_interval"].split("//")[1].strip(' )"')))
+    assert numbers["selection"] == ([every] if every > 1 else [])
+    assert " x ".join(map(str, config["patch_size"])) in card
+    if soft := config.get("terms", {}).get("soft"):
+        assert numbers["term `soft`"] == [soft["loss"]["temperature"], soft["weight"]]
+
+
 # ---- what consumers do with them ------------------------------------------------------------------------------------
 
 

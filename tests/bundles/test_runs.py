@@ -424,6 +424,18 @@ def test_inference_on_a_folder_without_images_says_so(repository, workflow, tmp_
     assert f"no .nii or .nii.gz image in {tmp_path / 'empty'}: pass --dataset_dir DIR" in str(cause)
 
 
+def test_inference_refuses_two_images_that_would_write_one_output(repository, phantoms, workflow, tmp_path):
+    source = nib.load(next((phantoms / "imagesTs").iterdir()))
+    (tmp_path / "images").mkdir()
+    for ending in (".nii", ".nii.gz"):
+        nib.save(source, tmp_path / "images" / f"a{ending}")
+    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(RuntimeError) as caught:
+        workflow(repository / "bundles" / "student", ("inference.yaml",), "infer", **folders).run()
+    assert "would write one output: a.nii beside a.nii.gz" in str(caught.value.__cause__)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_inference_on_a_plain_folder_gives_what_the_evaluation_scored(home, evaluation, phantoms, workflow, tmp_path):
     """Also from uncompressed NIfTI; Dice by hand from the written files."""

@@ -1,8 +1,7 @@
 """What every bundle must pass before it is published: the commands and consumers that MONAI promises it works with.
 
 The suite runs over every folder in ``bundles/``. A new bundle adds its tiny network to ``TINY`` in
-``tests/commands.py`` and
-its two-step numbers by
+``tests/commands.py`` and its two-step numbers by
 
     MONAI_KD_UPDATE_GOLDEN=1 python -m pytest tests/bundles/test_acceptance.py -k golden
 

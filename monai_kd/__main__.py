@@ -1,12 +1,166 @@
-"""The command line: ``python -m monai_kd COMMAND``."""
+"""The command line: ``python -m monai_kd COMMAND``.
+
+Every command prints what it did. A mistake of input ends in one line on standard error and exit code 1.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
 
 import fire
 
-from monai_kd.hub import make_teacher, sync_bundles
+
+def pack(bundle: str, out_dir: str = "dist") -> None:
+    """Pack a bundle into OUT_DIR/NAME_vVERSION.zip: one top folder, weights inside, the same bytes every time.
+
+    Args:
+        bundle: the bundle's folder; its name becomes the zip's top folder.
+        out_dir: where the zip goes. An older zip of that version is replaced only when the new one is whole.
+    """
+    from monai_kd.hub import pack_bundle
+
+    packed = pack_bundle(bundle, out_dir)
+    print(f"packed: {packed.path} ({packed.size / 1e6:.2f} MB, {packed.files} files)\nsha256: {packed.sha256}")
+
+
+def index(*zips: str, base_url: str = "", out: str = "models/model_info.json") -> None:
+    """Enter packed bundles into the download index, in the model zoo's form plus sha256.
+
+    Args:
+        zips: files made by `pack`.
+        base_url: folder of the download addresses; the source of a zip is BASE_URL/NAME_vVERSION.zip.
+        out: the index; other entries in it stay.
+    """
+    from monai_kd.hub import index_bundles
+
+    for name in index_bundles([str(path) for path in zips], base_url, out):
+        print(f"indexed: {name}")
+
+
+def verify(bundle: str, index_file: str = "", data_schema: str = "") -> None:
+    """Check what the model zoo and MONAI's consumers demand of a bundle that is shared; exit code 1 if anything fails.
+
+    Args:
+        bundle: the bundle's folder.
+        index_file: the download index; a version that is in it with other bytes is refused.
+        data_schema: a local copy of the metadata schema; empty checks the rules stated in the documentation instead.
+    """
+    from monai_kd.hub import verify_bundle
+
+    checks = verify_bundle(bundle, index_file or None, data_schema or None)
+    for check in checks:
+        print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}{': ' + check.detail if check.detail else ''}")
+    failed = [check for check in checks if not check.passed]
+    print(f"{len(checks) - len(failed)} of {len(checks)} checks passed")
+    if failed:
+        sys.exit(1)
+
+
+def doctor(bundle: str, dataset_dir: str = "", split_file: str = "", cases: int = 2) -> None:
+    """Look for what makes a bundle or a distillation fail: configurations, weights, and with data the teacher.
+
+    Args:
+        bundle: the bundle's folder. Every config is parsed; a failing id is named with its reason in one line.
+        dataset_dir: labelled data in the bundle's layout: the network, and the teacher of a student bundle, are scored
+            on a few cases against their cards, and channel and class order are read off the confusion matrix.
+        split_file: cases of the split's test section are used; empty uses the first labelled cases.
+        cases: how many.
+    """
+    from monai_kd.hub import diagnose
+
+    findings = diagnose(bundle, dataset_dir or None, split_file or None, cases)
+    for finding in findings:
+        print(f"{finding.level:<7} {finding.where}: {finding.message}")
+    errors = sum(finding.level == "error" for finding in findings)
+    print(f"{errors} errors, {sum(finding.level == 'warning' for finding in findings)} warnings")
+    if errors:
+        sys.exit(1)
+
+
+def fetch(source: str, bundle_dir: str = ".", name: str = "", version: str = "", sha256: str = "") -> None:
+    """Download a bundle, check its sha256 before unpacking, and put it into BUNDLE_DIR/NAME.
+
+    Args:
+        source: address of a zip (http, https or file); or github:OWNER/REPO/TAG; or hf:OWNER/REPO; or the address of a
+            model_info.json, from which sha256 and address of NAME (and VERSION) are taken.
+        bundle_dir: where the bundle's folder goes. A folder that stands there is kept aside, never reused or mixed.
+        name: the bundle's name; needed for github, hf and an index that holds several.
+        version: of the bundle; empty takes the newest.
+        sha256: expected, 64 hex digits; an index states it itself.
+    """
+    from monai_kd.hub import fetch_bundle
+
+    print(f"fetched: {fetch_bundle(source, bundle_dir, name or None, version or None, sha256 or None)}")
+
+
+def materialize(run: str, out: str, bundle: str = "") -> None:
+    """Turn a finished training run, with its overlays and overrides, into a bundle of its own that passes `verify`.
+
+    Args:
+        run: folder with run.json and model.pt.
+        out: the new bundle's folder; its last part is the new bundle's name.
+        bundle: the bundle that was trained; empty takes the one whose runs/ folder holds RUN.
+    """
+    from monai_kd.hub import materialize_run
+
+    print(f"materialized: {materialize_run(run, out, bundle or None)}")
+
+
+def export(bundle: str, formats: str = "onnx", out_dir: str = "", images: str = "", ckpt: str = "") -> None:
+    """Export a bundle's network for other runtimes; a file stays only if it agrees with PyTorch on real images.
+
+    Args:
+        bundle: the bundle's folder.
+        formats: comma separated: onnx, openvino, openvino-f16, openvino-int8, torchscript, torch-export, slicer.
+        out_dir: where the files and export.json (the parity record) go; empty is BUNDLE/models/exported.
+        images: file or folder of images for the parity check and INT8 calibration; empty uses random volumes, which
+            INT8 refuses.
+        ckpt: weights; empty is BUNDLE/models/model.pt.
+    """
+    from monai_kd.export import export_bundle
+
+    wanted = [str(name) for name in formats] if isinstance(formats, (tuple, list)) else formats.split(",")
+    for result in export_bundle(bundle, wanted, out_dir or None, images or None, ckpt or None):
+        print(
+            f"exported: {result.path} ({result.size / 1e6:.2f} MB), max logit difference "
+            f"{result.max_logit_difference:.2e}, Dice between its labels and PyTorch's {result.dice:.4f}"
+        )
+
+
+def predict(bundle: str, images: str, out: str, engine: str = "pytorch", model: str = "") -> None:
+    """Segment one image or a folder of images with a bundle's own preprocessing and sliding window.
+
+    Args:
+        bundle: the bundle's folder.
+        images: a NIfTI file, or a folder of them (its imagesTs if it has one).
+        out: folder for <image>_seg.nii.gz, in each image's own grid.
+        engine: pytorch, torchscript, onnx or openvino.
+        model: the model file; empty is the bundle's model.pt, or what `export` wrote for the engine.
+    """
+    from monai_kd.export import predict_images
+
+    for path in predict_images(bundle, images, out, engine, model or None):
+        print(f"written: {path}")
+
+
+def compare(bundle: str, a: str, b: str, dataset_dir: str, split_file: str = "", section: str = "") -> None:
+    """Compare two models on a bundle's task: Dice, size and time side by side, and the paired difference.
+
+    Args:
+        bundle: its evaluation protocol and preprocessing are used.
+        a: a model: weights of the bundle's network (.pt), an export (.onnx, .xml, .ts, .pt2), or another bundle.
+        b: the other model.
+        dataset_dir: labelled data in the bundle's layout.
+        split_file: a split; its section is scored.
+        section: test, validation, train or all; empty is test with a split file and all without.
+    """
+    from monai_kd.hub import compare_models
+
+    print(compare_models(bundle, a, b, dataset_dir, split_file or None, section or None))
 
 
 def sync(bundles_dir: str = "bundles", check: bool = False) -> None:
@@ -16,6 +170,8 @@ def sync(bundles_dir: str = "bundles", check: bool = False) -> None:
         bundles_dir: the folder with ``_shared`` and the bundles.
         check: only report; exit code 1 if anything differs.
     """
+    from monai_kd.hub import sync_bundles
+
     changed = sync_bundles(bundles_dir, check=check)
     for path in changed:
         print(f"{'differs' if check else 'rewritten'}: {path}")
@@ -31,8 +187,6 @@ def tables(results_dir: str = "docs/results", check: bool = False) -> None:
         results_dir: folder whose ``**/run.json`` are the only source of numbers.
         check: only report; exit code 1 if a table is out of date.
     """
-    from pathlib import Path
-
     from monai_kd.visualize.documents import write_tables
 
     files = [Path("README.md"), *sorted(Path("bundles").glob("[!_]*/docs/README.md"))]
@@ -52,8 +206,45 @@ def teacher(run_dir: str, bundle_root: str, out: str) -> None:
         bundle_root: the bundle that was trained.
         out: folder to write.
     """
+    from monai_kd.hub import make_teacher
+
     print(make_teacher(run_dir, bundle_root, out))
 
 
+COMMANDS: tuple[Callable[..., None], ...] = (
+    pack,
+    index,
+    verify,
+    doctor,
+    fetch,
+    materialize,
+    export,
+    predict,
+    compare,
+    sync,
+    tables,
+    teacher,
+)
+
+
+def _in_one_line(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors that speak of the input into one line and exit code 1; anything else is a defect and shows itself."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(1)
+
+    return run
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    fire.Fire({command.__name__: _in_one_line(command) for command in COMMANDS}, name="monai_kd")
+
+
 if __name__ == "__main__":
-    fire.Fire({"sync": sync, "tables": tables, "teacher": teacher}, name="monai_kd")
+    main()

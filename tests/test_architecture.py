@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     "engines": {"distillers"},
     "handlers": {"engines", "distillers", "teachers", "data", "metrics", "inferers"},
     "export": LEAVES | {"distillers", "teachers", "engines", "handlers"},
-    "hub": LEAVES | {"distillers", "teachers", "engines", "handlers", "export"},
+    "hub": LEAVES | {"distillers", "teachers", "engines", "handlers", "export", "visualize"},
     "visualize": LEAVES | {"distillers", "teachers", "engines", "handlers", "export"},
 }
 

@@ -40,6 +40,25 @@ def onnx_parity(network: nn.Module, path: str | Path, images: Sequence[Tensor]) 
     return {"max_logit_difference": float(np.max(differences)), "label_agreement": equal / max(total, 1)}
 
 
+def write_onnx(network: nn.Module, path: Path, example: Tensor) -> None:
+    """Write an ONNX file with dynamic batch and spatial axes, tensors ``image`` and ``pred``, unchecked.
+
+    Args:
+        network: network in evaluation mode on the CPU.
+        path: file to write.
+        example: a valid input of batch 2; a batch of 1 would be frozen into the graph.
+    """
+    for package in ("onnx", "onnxscript"):
+        if not optional_import(package)[1]:
+            raise ImportError(f"the ONNX export needs {package}: pip install 'monai_kd[onnx]'")
+    convert_to_onnx, _ = optional_import("monai.networks.utils", name="convert_to_onnx")
+    axes = {0: "batch", **{axis + 2: name for axis, name in enumerate("hwd"[: example.ndim - 2])}}
+    model = convert_to_onnx(
+        network, [example], input_names=["image"], output_names=["pred"], dynamic_axes={"image": axes, "pred": axes}
+    )
+    path.write_bytes(model.SerializeToString())
+
+
 def export_onnx(
     network: nn.Module,
     path: str | Path,
@@ -64,24 +83,14 @@ def export_onnx(
     Raises:
         RuntimeError: the export differs by more than ``tolerance``; no file is left behind.
     """
-    convert_to_onnx, _ = optional_import("monai.networks.utils", name="convert_to_onnx")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.stem}.{os.getpid()}.onnx")
-    axes = {0: "batch", **{axis + 2: name for axis, name in enumerate("hwd"[: len(spatial_size)])}}
     generator = torch.Generator().manual_seed(0)
-    # batch 2: a batch of 1 would be frozen into the graph
     example = torch.randn(2, in_channels, *spatial_size, generator=generator)
     other = torch.randn(1, in_channels, *(size + 8 for size in spatial_size), generator=generator)
     try:
-        model = convert_to_onnx(
-            network,
-            [example],
-            input_names=["image"],
-            output_names=["pred"],
-            dynamic_axes={"image": axes, "pred": axes},
-        )
-        draft.write_bytes(model.SerializeToString())
+        write_onnx(network, draft, example)
         parity = onnx_parity(network, draft, [example, other, *parity_images])
         if not parity["max_logit_difference"] <= tolerance:  # also where it is NaN
             raise RuntimeError(

@@ -1,6 +1,31 @@
 """Bundles as things to keep in step, pack and share."""
 
+from monai_kd.hub.checksums import write_checksums
+from monai_kd.hub.compare import Comparison, ModelScores, compare_cases, compare_models
+from monai_kd.hub.doctor import Finding, diagnose
+from monai_kd.hub.fetch import fetch_bundle
+from monai_kd.hub.index import index_bundles
+from monai_kd.hub.materialize import materialize_run
+from monai_kd.hub.pack import Packed, pack_bundle
 from monai_kd.hub.shared_blocks import sync_bundles
 from monai_kd.hub.teacher_folder import make_teacher
+from monai_kd.hub.verify import Check, verify_bundle
 
-__all__ = ["make_teacher", "sync_bundles"]
+__all__ = [
+    "Check",
+    "Comparison",
+    "Finding",
+    "ModelScores",
+    "Packed",
+    "compare_cases",
+    "compare_models",
+    "diagnose",
+    "fetch_bundle",
+    "index_bundles",
+    "make_teacher",
+    "materialize_run",
+    "pack_bundle",
+    "sync_bundles",
+    "verify_bundle",
+    "write_checksums",
+]

@@ -1,6 +1,29 @@
-"""Teachers: the network and the weights of any MONAI bundle."""
+"""Teachers: the network and the weights of any model folder, and wrappers that make it fit the student."""
 
 from monai_kd.teachers.contract import check_teacher
+from monai_kd.teachers.ensemble import EnsembleTeacher
 from monai_kd.teachers.load import LoadReport, load_report, load_teacher
+from monai_kd.teachers.wrappers import (
+    MapClasses,
+    PadToMultiple,
+    Reorient,
+    Resample,
+    RescaleIntensity,
+    SelectChannels,
+    unwrap,
+)
 
-__all__ = ["LoadReport", "check_teacher", "load_report", "load_teacher"]
+__all__ = [
+    "EnsembleTeacher",
+    "LoadReport",
+    "MapClasses",
+    "PadToMultiple",
+    "Reorient",
+    "Resample",
+    "RescaleIntensity",
+    "SelectChannels",
+    "check_teacher",
+    "load_report",
+    "load_teacher",
+    "unwrap",
+]

@@ -1,8 +1,7 @@
-"""Does a teacher speak of the student's task: its channels, its classes, their order?"""
+"""Does a teacher speak of the student's task: its channels, intensities, grid, classes, their order?"""
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,52 +10,152 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_kd.teachers.facts import Facts, read_facts
+from monai_kd.teachers.matching import Matching, Student, network_spacing, same_spacing
+from monai_kd.teachers.snapshot import resolve_snapshot
+from monai_kd.teachers.wrappers import MapClasses, Reorient, Resample, RescaleIntensity, SelectChannels, wrappers_of
+
 __all__ = ["check_teacher"]
+
+_SAME_MODALITY = {"mri": "mr"}
+_WIDTHS_APART = 4.0  # nominal ranges of one normalization differ; those of two differ more
 
 
 def check_teacher(
-    network: nn.Module, bundle_root: str | Path, class_names: Sequence[str], in_channels: int, patch_size: Sequence[int]
+    network: nn.Module,
+    bundle_root: str | Path,
+    class_names: Sequence[str],
+    in_channels: int,
+    patch_size: Sequence[int],
+    spacing_mm: Sequence[float] | None = None,
+    orientation: str | None = None,
+    student_metadata: Mapping[str, Any] | None = None,
+    teacher_spacing_mm: Sequence[float] | None = None,
+    accept: Sequence[str] = (),
 ) -> None:
-    """Refuse a teacher whose inputs or classes are not the student's.
+    """Refuse a teacher whose images or classes are not the student's.
 
-    Compares the metadata of the teacher's bundle, if it has any, and runs the teacher once on zeros.
+    Compares what the teacher's folder states, in its metadata, preprocessing or nnU-Net plans, with the student, and
+    runs the teacher once on zeros. A difference that a wrapper around the network bridges is none.
 
     Args:
         network: the teacher, in evaluation mode.
-        bundle_root: its bundle folder; ``configs/metadata.json`` is read if it is there.
+        bundle_root: its folder.
         class_names: the student's classes, background first.
         in_channels: channels of the student's images.
         patch_size: spatial size of a training patch, voxels.
+        spacing_mm, orientation: of the student's patches; None is not compared.
+        student_metadata: content of the student's ``metadata.json``: modality, intensities and names of its channels.
+        teacher_spacing_mm: instead of what the folder states, along the student's axes.
+        accept: differences to pass over: modality, channels, intensity, spacing, orientation.
 
     Raises:
-        ValueError: other input channels, another number of classes, the same classes in another order, or an output
-            that is not one logits tensor of the patch's size. The message names both sides.
+        ValueError: other input channels, modality, intensities, spacing or orientation, another number of classes, the
+            same classes in another order, or an output that is not one logits tensor of the patch's size. The message
+            names both sides.
     """
-    formats = _formats(Path(bundle_root).expanduser())
-    _check_stated_channels(formats, str(bundle_root), in_channels)
-    _check_output(network, str(bundle_root), class_names, in_channels, patch_size)
-    _check_class_order(formats, str(bundle_root), class_names)
+    student = Student(class_names, in_channels, patch_size, spacing_mm, orientation, student_metadata or {})
+    matching = Matching(teacher_spacing_mm=teacher_spacing_mm, accept=accept)
+    facts = read_facts(resolve_snapshot(Path(bundle_root).expanduser()), orientation)
+    check_facts(network, str(bundle_root), facts, student, matching)
 
 
-def _formats(root: Path) -> Mapping[str, Any]:
-    path = root / "configs" / "metadata.json"
-    if not path.is_file():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8")).get("network_data_format", {})
+def check_facts(network: nn.Module, root: str, facts: Facts, student: Student, matching: Matching) -> None:
+    """The work of :func:`check_teacher`, on what was read before."""
+    bridged = {type(wrapper) for wrapper in wrappers_of(network)}
+    if SelectChannels not in bridged:
+        _check_channels(facts, root, student, matching)
+    _check_modality(facts, root, student, matching)
+    if RescaleIntensity not in bridged and "intensity" not in matching.accept:
+        _check_intensity(facts, root, student)
+    if Resample not in bridged and "spacing" not in matching.accept:
+        _check_spacing(facts, root, student, matching)
+    if Reorient not in bridged and "orientation" not in matching.accept:
+        _check_orientation(facts, root, student)
+    assert student.class_names is not None
+    _check_output(network, root, student.class_names, student.in_channels, student.patch_size)
+    if MapClasses not in bridged:
+        _check_class_order(facts, root, student.class_names)
 
 
-def _first(tensors: Any) -> Mapping[str, Any]:
-    """The description of the first tensor, or nothing."""
-    return next(iter(tensors.values()), {}) if isinstance(tensors, Mapping) else {}
-
-
-def _check_stated_channels(formats: Mapping[str, Any], root: str, in_channels: int) -> None:
-    stated = _first(formats.get("inputs")).get("num_channels")
-    if stated is not None and stated != in_channels:
+def _check_channels(facts: Facts, root: str, student: Student, matching: Matching) -> None:
+    if facts.channels is not None and facts.channels != student.in_channels:
         raise ValueError(
-            f"teacher '{root}' takes images of {stated} channels, the student of {in_channels}; "
-            "give a teacher for these images"
+            f"teacher '{root}' takes images of {facts.channels} channels, the student of {student.in_channels}; "
+            "choose among the student's by channel_order, or give a teacher for these images"
         )
+    stated, own = facts.channel_names, student.facts.channel_names
+    if stated is None or own is None or "channels" in matching.accept:
+        return
+    names, own_names = ([name.casefold() for name in listed] for listed in (stated, own))
+    if names != own_names and sorted(names) == sorted(own_names):
+        raise ValueError(
+            f"teacher '{root}' takes the channels {list(stated)}, the student {list(own)}; set "
+            f"channel_order={[own_names.index(name) for name in names]}"
+        )
+
+
+def _check_modality(facts: Facts, root: str, student: Student, matching: Matching) -> None:
+    own = student.facts.modality
+    if facts.modality is None or own is None or "modality" in matching.accept:
+        return
+    first, second = (_SAME_MODALITY.get(name.casefold(), name.casefold()) for name in (facts.modality, own))
+    if first != second:
+        raise ValueError(
+            f"teacher '{root}' was trained on {facts.modality}, the student sees {own}; give a teacher for these "
+            "images, or set accept=['modality'] where that is meant"
+        )
+
+
+def _check_intensity(facts: Facts, root: str, student: Student) -> None:
+    own = student.facts.value_range
+    if own is None:
+        return
+    if facts.plans is not None:
+        _check_plans_intensity(facts, root, own)
+        return
+    stated = facts.value_range
+    if stated is None or stated == own:
+        return
+    widths = sorted(high - low for low, high in (stated, own))
+    differ = f"teacher '{root}' expects intensities in {list(stated)}, the student's images are in {list(own)}"
+    if (stated[0] < 0) != (own[0] < 0) or widths[1] > _WIDTHS_APART * widths[0]:
+        raise ValueError(
+            f"{differ}; convert them by intensity={{'scale': ..., 'shift': ...}}, or set accept=['intensity'] if both "
+            "are normalized alike"
+        )
+    warnings.warn(f"{differ}: they are taken to be normalized alike", stacklevel=5)
+
+
+def _check_plans_intensity(facts: Facts, root: str, own: tuple[float, float]) -> None:
+    assert facts.plans is not None
+    for item in facts.plans.normalizations:
+        wrong = {"ZScoreNormalization": own[0] >= 0, "RescaleTo01Normalization": own[0] < 0 or own[1] > 1}
+        if wrong.get(item.scheme, False):
+            how = "mean 0 and deviation 1" if item.scheme == "ZScoreNormalization" else "0 to 1"
+            raise ValueError(
+                f"teacher '{root}' normalizes each whole image to {how} ({item.scheme}), the student's images are in "
+                f"{list(own)}; normalize the student's images like that, or convert them by intensity"
+            )
+
+
+def _check_spacing(facts: Facts, root: str, student: Student, matching: Matching) -> None:
+    own = network_spacing(facts, student, matching)
+    if own is None or student.spacing_mm is None or same_spacing(own, student.spacing_mm):
+        return
+    raise ValueError(
+        f"teacher '{root}' works at a spacing of {own} mm, the student at {list(student.spacing_mm)} mm; set "
+        "resample=True to interpolate the patches, or train the student at the teacher's spacing"
+    )
+
+
+def _check_orientation(facts: Facts, root: str, student: Student) -> None:
+    if facts.orientation is None or student.orientation is None or facts.orientation == student.orientation:
+        return
+    raise ValueError(
+        f"teacher '{root}' takes images along {facts.orientation}, the student along {student.orientation}; load it by "
+        "load_teacher with orientation, which turns the axes"
+    )
 
 
 def _check_output(
@@ -77,30 +176,29 @@ def _check_output(
     if logits.shape[1] != len(class_names):
         raise ValueError(
             f"teacher '{root}' gives {logits.shape[1]} channels, the student has {len(class_names)} classes "
-            f"{list(class_names)}; both need the same classes"
+            f"{list(class_names)}; merge or order them by class_map"
         )
     if logits.shape[2:] != image.shape[2:]:
         raise ValueError(
             f"teacher '{root}' gives {tuple(logits.shape[2:])} voxels for a patch of {tuple(image.shape[2:])}; "
-            "set patch_size to multiples of its total stride"
+            "set patch_size to multiples of its total stride, or size_multiple to that stride"
         )
 
 
-def _check_class_order(formats: Mapping[str, Any], root: str, class_names: Sequence[str]) -> None:
-    channel_def = _first(formats.get("outputs")).get("channel_def")
-    if not isinstance(channel_def, Mapping):
+def _check_class_order(facts: Facts, root: str, class_names: Sequence[str]) -> None:
+    stated = facts.class_names
+    if stated is None:
         return
-    stated = [str(name) for _, name in sorted(channel_def.items(), key=lambda item: int(item[0]))]
     names, own = ([name.casefold() for name in listed] for listed in (stated, class_names))
     if names == own:
         return
     if sorted(names) == sorted(own):
         raise ValueError(
-            f"teacher '{root}' has its classes in the order {stated}, the student {list(class_names)}; the same "
-            "channel must mean the same class"
+            f"teacher '{root}' has its classes in the order {list(stated)}, the student {list(class_names)}; the same "
+            "channel must mean the same class: set class_map='by_name'"
         )
     warnings.warn(
-        f"teacher '{root}' calls its classes {stated}, the student {list(class_names)}: they are taken to be the same, "
-        "channel by channel",
-        stacklevel=4,
+        f"teacher '{root}' calls its classes {list(stated)}, the student {list(class_names)}: they are taken to be the "
+        "same, channel by channel; say which is which by class_map",
+        stacklevel=5,
     )

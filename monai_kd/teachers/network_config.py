@@ -17,9 +17,10 @@ import torch
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 from torch import nn
 
-__all__ = ["build_network", "find_network"]
+__all__ = ["build_network", "config_files", "find_network", "read_config"]
 
 DEFAULT_ID = "network_def"
+HUB_CONFIG = "config.json"  # of a Hugging Face repository
 _CONFIG_FILES = (
     *(f"inference.{suffix}" for suffix in ("json", "yaml", "yml")),
     "infer.json",
@@ -30,10 +31,10 @@ _CONFIG_FILES = (
 def find_network(root: Path, network_id: str, config_file: str | Path | None) -> tuple[Path, str, dict[str, Any]]:
     """The first config with a network: its path, the id in it, its content."""
     ids = [network_id, "network"] if network_id == DEFAULT_ID else [network_id]
-    files = _config_files(root, config_file)
+    files = _chosen_config_files(root, config_file)
     known: list[str] = []
     for path in files:
-        config = _read_config(path)
+        config = read_config(path)
         parser = ConfigParser(config)
         known += [key for key in config if key not in known]
         for candidate in ids:
@@ -43,7 +44,8 @@ def find_network(root: Path, network_id: str, config_file: str | Path | None) ->
     raise ValueError(f"no {' or '.join(repr(i) for i in ids)} in {names} of '{root}'; known ids: {', '.join(known)}")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config, nothing in it evaluated."""
     try:
         config = ConfigParser.load_config_file(path)
     except Exception as error:  # of json or yaml, whose messages do not name the file
@@ -53,17 +55,23 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _config_files(root: Path, config_file: str | Path | None) -> list[Path]:
+def _chosen_config_files(root: Path, config_file: str | Path | None) -> list[Path]:
     if config_file is None:
-        files = [root / "configs" / name for name in _CONFIG_FILES]
+        existing = config_files(root)
         looked_for = f"no config in '{root / 'configs'}': looked for {', '.join(_CONFIG_FILES)}"
     else:
         files = [root / config_file, root / "configs" / config_file]
+        existing = [path for path in files if path.is_file()][:1]
         looked_for = f"config_file '{config_file}' is neither in '{root}' nor in '{root / 'configs'}'"
-    existing = [path for path in files if path.is_file()]
     if not existing:
         raise FileNotFoundError(looked_for)
-    return existing if config_file is None else existing[:1]
+    return existing
+
+
+def config_files(root: Path) -> list[Path]:
+    """The configs of a bundle in the order in which they are searched; a Hugging Face ``config.json`` comes last."""
+    files = [*(root / "configs" / name for name in _CONFIG_FILES), root / HUB_CONFIG]
+    return [path for path in files if path.is_file()]
 
 
 def build_network(

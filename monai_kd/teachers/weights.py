@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
 import zipfile
@@ -10,11 +11,14 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from monai.utils import optional_import
 
-__all__ = ["file_sha256", "find_weights", "is_torchscript", "read_state_dict", "weight_files"]
+__all__ = ["file_sha256", "find_weights", "is_torchscript", "read_nnunet_checkpoint", "read_state_dict", "weight_files"]
 
-_WEIGHT_SUFFIXES = (".pt", ".pth", ".ts", ".ckpt")
+_WEIGHT_SUFFIXES = (".pt", ".pth", ".ts", ".ckpt", ".safetensors")
+_HUB_WEIGHTS = "model.safetensors"
 _STATE_DICT_KEYS = ("model", "state_dict", "network")
 
 
@@ -26,12 +30,12 @@ def find_weights(root: Path, weights: str | Path | None) -> Path:
     if weights is not None:
         path = root / Path(weights).expanduser()
         if path.is_file():
-            return path.resolve()
+            return Path(os.path.abspath(path))  # not resolved: the blobs behind a hub's links have no suffix
         raise FileNotFoundError(f"weights '{path}' do not exist{_download_hint(root)}")
     models = root / "models"
-    for name in ("model.pt", "model.ts"):
-        if (models / name).is_file():
-            return models / name
+    for path in (models / "model.pt", models / "model.ts", models / _HUB_WEIGHTS, root / _HUB_WEIGHTS):
+        if path.is_file():
+            return path
     found = weight_files(models)
     if len(found) == 1:
         return found[0]
@@ -58,15 +62,53 @@ def file_sha256(path: Path) -> str:
 
 
 def read_state_dict(path: Path, key: str | None, map_location: str | torch.device) -> MutableMapping[str, Any]:
-    if is_torchscript(path):
-        if key is not None:
-            raise ValueError(f"'{path}' is TorchScript and has no checkpoint keys: remove key_in_ckpt='{key}'")
+    script, safetensors = is_torchscript(path), path.suffix == ".safetensors"
+    if key is not None and (script or safetensors):
+        kind = "TorchScript" if script else "a safetensors file"
+        raise ValueError(f"'{path}' is {kind} and has no checkpoint keys: remove key_in_ckpt='{key}'")
+    if script:
         return torch.jit.load(str(path), map_location=map_location).state_dict()
+    if safetensors:
+        return _read_safetensors(path, map_location)
+    return _pick_state_dict(_load_checkpoint(path, map_location), key, path)
+
+
+def _load_checkpoint(path: Path, map_location: str | torch.device) -> Any:
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(_unreadable(path, str(error))) from error
-    return _pick_state_dict(checkpoint, key, path)
+
+
+def _read_safetensors(path: Path, map_location: str | torch.device) -> MutableMapping[str, Any]:
+    load_file, installed = optional_import("safetensors.torch", name="load_file")
+    if not installed:
+        raise ImportError(f"'{path}' needs safetensors, which is not installed: pip install 'monai_kd[hub]'")
+    error_class, _ = optional_import("safetensors", name="SafetensorError")
+    try:
+        return load_file(str(path), device=str(map_location))
+    except error_class as error:
+        raise ValueError(_unreadable(path, str(error))) from error
+
+
+# nnU-Net's logs are numpy scalars: the function that rebuilds one, under its names before and after numpy 2, and types
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+]
+
+
+def read_nnunet_checkpoint(path: Path, map_location: str | torch.device) -> MutableMapping[str, Any]:
+    """The content of an nnU-Net checkpoint: tensors, plain values, and numpy's scalars, which run no code."""
+    with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        checkpoint = _load_checkpoint(path, map_location)
+    if not isinstance(checkpoint, MutableMapping):
+        raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not an nnU-Net checkpoint")
+    return checkpoint
 
 
 def _unreadable(path: Path, reason: str) -> str:

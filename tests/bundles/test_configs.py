@@ -23,12 +23,21 @@ from monai_kd.distillers import Distiller
 
 # what each bundle ships, and every combination of files that its documents name
 FILES = {
-    "teacher": ["evaluate.yaml", "infer.json", "inference.yaml", "metadata.json", "multi_gpu_train.yaml", "train.yaml"],
+    "teacher": [
+        "evaluate.yaml",
+        "infer.json",
+        "inference.yaml",
+        "inference_trt.yaml",
+        "metadata.json",
+        "multi_gpu_train.yaml",
+        "train.yaml",
+    ],
     "student": [
         "baseline.yaml",
         "evaluate.yaml",
         "infer.json",
         "inference.yaml",
+        "inference_trt.yaml",
         "metadata.json",
         "multi_gpu_train.yaml",
         "train.yaml",
@@ -138,8 +147,9 @@ def test_header_says_how_long_it_takes(folder, bundle, name):
 
 @pytest.mark.parametrize(("bundle", "name"), YAML_FILES)
 def test_every_import_is_used_and_every_name_is_imported(folder, bundle, name):
-    """Overlays that set ``imports`` replace the list, so they are judged together with train.yaml."""
-    names = (name,) if name in ("train.yaml", "inference.yaml") else ("train.yaml", name)
+    """Overlays that set ``imports`` replace the list, so they are judged together with the file they overlay."""
+    base = "inference.yaml" if name.startswith("inference") else "train.yaml"
+    names = (name,) if name == base else (base, name)
     config = merged(folder, bundle, names)
     imported = {statement.split(" as ")[-1].removeprefix("$import ").split(".")[0] for statement in config["imports"]}
     del config["imports"]

@@ -1,0 +1,166 @@
+"""A bundle's own inference pipeline, with any network in it, and the windows that it feeds to a network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+from torch import Tensor, nn
+
+__all__ = ["Sample", "bundle_metadata", "find_images", "inference_config", "inference_flow", "quiet", "record_windows"]
+
+# a window as the network sees it, and the logits that PyTorch gives for it
+Sample = tuple[Tensor, Tensor]
+_ENDINGS = (".nii.gz", ".nii")
+
+
+class _EnoughWindows(Exception):
+    """Raised inside an inferer when no further window is wanted."""
+
+
+class _Recorder(nn.Module):
+    """Run a network and keep its inputs and outputs."""
+
+    def __init__(self, network: nn.Module, most: int) -> None:
+        super().__init__()
+        self.network = network
+        self.most = most
+        self.samples: list[Sample] = []
+
+    def forward(self, window: Tensor) -> Tensor:
+        if len(self.samples) >= self.most:
+            raise _EnoughWindows
+        plain = torch.as_tensor(window.detach().clone().numpy())  # no MetaTensor
+        logits: Tensor = self.network(plain)
+        self.samples.append((plain, logits.detach().float().clone()))  # inferers weight their windows in place
+        return logits
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep log records of MONAI and ignite off the screen; errors are raised, and said once, by the caller."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def inference_config(bundle: str | Path) -> Path:
+    """Return a bundle's inference configuration, the JSON file first as MONAI's consumers do.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+    """
+    for ending in ("json", "yaml", "yml"):
+        path = Path(bundle) / "configs" / f"inference.{ending}"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"'{bundle}' is no bundle for inference: it has no configs/inference.yaml or inference.json"
+    )
+
+
+def bundle_metadata(bundle: str | Path) -> dict[str, Any]:
+    """Return a bundle's configs/metadata.json.
+
+    Raises:
+        FileNotFoundError: the bundle has none.
+    """
+    path = Path(bundle) / "configs" / "metadata.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"'{bundle}' is no bundle: it has no configs/metadata.json")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def inference_flow(bundle: str | Path, **overrides: Any) -> ConfigWorkflow:
+    """Build and initialize the workflow of a bundle's inference configuration.
+
+    Args:
+        bundle: the bundle's folder.
+        overrides: ids and values; ``network`` may be a module, which then stands in for the configured one.
+    """
+    root = Path(bundle).resolve()
+    with quiet():
+        flow = ConfigWorkflow(
+            config_file=str(inference_config(root)),
+            workflow_type="infer",
+            logging_file=False,
+            bundle_root=str(root),
+            **overrides,
+        )
+        flow.initialize()
+    return flow
+
+
+def find_images(path: str | Path) -> list[Path]:
+    """List the NIfTI images of a folder (of its imagesTs, if it has one), or the one that a path names.
+
+    Raises:
+        FileNotFoundError: the path does not exist, or holds no image.
+        ValueError: a file that is no NIfTI, or ``a.nii`` beside ``a.nii.gz``.
+    """
+    given = Path(path)
+    if given.is_file():
+        if not given.name.endswith(_ENDINGS):
+            raise ValueError(f"'{given}' is no NIfTI image: its name must end in {' or '.join(_ENDINGS)}")
+        return [given.resolve()]
+    if not given.is_dir():
+        raise FileNotFoundError(f"images '{given}' do not exist; give a NIfTI file or a folder of them")
+    folder = given / "imagesTs" if (given / "imagesTs").is_dir() else given
+    found = sorted(item for item in folder.resolve().iterdir() if item.name.endswith(_ENDINGS) and item.name[0] != ".")
+    if not found:
+        raise FileNotFoundError(f"'{folder}' holds no .nii or .nii.gz image")
+    names = [item.name.split(".nii")[0] for item in found]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"two images in '{folder}' would write one output: {doubled[0]}.nii beside {doubled[0]}.nii.gz"
+        )
+    return found
+
+
+def record_windows(bundle: str | Path, network: nn.Module, images: Iterable[Path], most: int) -> list[Sample]:
+    """Run the bundle's preprocessing and sliding window on images and keep what the network saw and answered.
+
+    Args:
+        bundle: the bundle's folder.
+        network: the network, on the CPU and in evaluation mode.
+        images: image files.
+        most: so many windows at most.
+    """
+    recorder = _Recorder(network, most).eval()
+    flow = inference_flow(bundle, network=recorder, device="cpu", load_pretrain=False)
+    preprocessing = flow.parser.get_parsed_content("preprocessing")
+    inferer = flow.parser.get_parsed_content("inferer")
+    for path in images:
+        image = preprocessing({"image": str(path)})["image"]
+        try:
+            with torch.inference_mode():
+                inferer(image[None], recorder)
+        except _EnoughWindows:
+            break
+    return recorder.samples
+
+
+def window_size(bundle: str | Path) -> tuple[int, ...]:
+    """Return the size of the bundle's sliding window in voxels.
+
+    Raises:
+        ValueError: its inferer has no fixed window.
+    """
+    inferer = inference_flow(bundle, network=nn.Identity(), load_pretrain=False).parser.get_parsed_content("inferer")
+    size: Sequence[int] | None = getattr(inferer, "roi_size", None)
+    if size is None or isinstance(size, int) or min(size) < 1:
+        raise ValueError(
+            f"the inferer of '{bundle}' is {type(inferer).__name__} with roi_size {size}; an export is checked on "
+            "windows, so it needs a SlidingWindowInferer with one positive length per axis"
+        )
+    return tuple(int(length) for length in size)

@@ -1,0 +1,118 @@
+"""Build a bundle's workflow without its data and without traces: for checks that must evaluate configurations."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from monai_kd.hub.bundle_folder import BundleFolder, NotReadable
+
+__all__ = ["has_id", "opened_workflow", "quiet", "reason", "several_processes", "write_cases"]
+
+_SIDE = 24  # voxels of a made-up case
+_LONGEST = 600  # characters of a reason
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep prints, warnings and log lines of what runs inside from the reader of a report."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(io.StringIO()):
+                yield
+    finally:
+        logging.disable(before)
+
+
+def reason(error: BaseException) -> str:
+    """Return the first cause of an error in one line; MONAI wraps it in an error for every id on the way."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()).partition(". For details about installing")[0]  # MONAI adds a stack trace there
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+def several_processes(config: dict[str, Any]) -> bool:
+    """Tell whether a configuration opens a process group, which a check in one process cannot."""
+    return "init_process_group" in str(config.get("initialize", ""))
+
+
+def write_cases(folder: Path, metadata: dict[str, Any], count: int = 2) -> list[dict[str, str]]:
+    """Write small made-up NIfTI images and labels with the channels, dimensions and classes that the metadata states.
+
+    Raises:
+        NotReadable: the metadata does not state them.
+    """
+    try:
+        image = metadata["network_data_format"]["inputs"]["image"]
+        classes = int(metadata["network_data_format"]["outputs"]["pred"]["num_channels"])
+        channels, dimensions = int(image["num_channels"]), len(image["spatial_shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotReadable(f"configs/metadata.json does not describe image and pred: {reason(error)}") from error
+    generator = np.random.default_rng(0)
+    shape = (_SIDE,) * dimensions
+    cases = []
+    for number in range(count):
+        label = np.minimum(np.indices(shape)[0] * classes // _SIDE, classes - 1).astype(np.uint8)
+        stored = [*shape, channels] if channels > 1 else [*shape]
+        volume = generator.normal(100, 10, stored).astype(np.float32)
+        case = {key: str(folder / f"made_up_{number}_{key}.nii.gz") for key in ("image", "label")}
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), case["image"])
+        nib.save(nib.Nifti1Image(label, np.eye(4)), case["label"])
+        cases.append(case)
+    return cases
+
+
+@contextlib.contextmanager
+def opened_workflow(
+    bundle: BundleFolder, names: tuple[str, ...], overrides: dict[str, Any] | None = None
+) -> Iterator[ConfigWorkflow]:
+    """Give a workflow of some of a bundle's files, on made-up cases, that writes into a temporary folder only.
+
+    Nothing is evaluated yet: ``initialize()`` is the caller's.
+
+    Args:
+        bundle: the bundle.
+        names: files in its configs folder, later ones win.
+        overrides: ``::`` id to value; ids that the files lack are left out.
+    """
+    kind = "infer" if names[0].startswith("inference") else "train"
+    parser = ConfigParser(bundle.merged(names))
+    with tempfile.TemporaryDirectory() as temporary:
+        cases = write_cases(Path(temporary), bundle.metadata)
+        wanted: dict[str, Any] = {
+            **{key: f"{temporary}/{key}" for key in ("run_dir", "ckpt_dir", "output_dir")},
+            **{f"{section}dataset::data": cases for section in ("train::", "validate::", "")},
+            "dataset_dir": temporary,
+            "num_workers": 0,
+            **(overrides or {}),
+        }
+        flow = ConfigWorkflow(
+            config_file=[str(bundle.root / "configs" / name) for name in names],
+            workflow_type=kind,
+            logging_file=False,
+            bundle_root=str(bundle.root),
+            **{key: value for key, value in wanted.items() if has_id(parser, key)},
+        )
+        yield flow
+
+
+def has_id(parser: ConfigParser, config_id: str) -> bool:
+    try:
+        return config_id in parser
+    except TypeError:  # below a text or a number
+        return False

@@ -48,14 +48,14 @@ def train(bundle: str, log: str, weights: str, overrides: dict[str, Any], kill: 
             original(trainer)
 
         DistillationTrainer.run = run  # type: ignore[method-assign]
-    with open(log, "a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = file  # pytest's own are elsewhere
-        flow = create_workflow(
-            config_file=f"{bundle}/configs/train.yaml", workflow_type="train", bundle_root=bundle, **overrides
-        )
-        flow.run()
+    file = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (a traceback goes there after this function)
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = file  # pytest's own are elsewhere
+    flow = create_workflow(
+        config_file=f"{bundle}/configs/train.yaml", workflow_type="train", bundle_root=bundle, **overrides
+    )
+    flow.run()
     network: Any = flow.parser.get_parsed_content("network")
     torch.save(network.state_dict(), weights)
 

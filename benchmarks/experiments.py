@@ -65,14 +65,13 @@ class Run:
         if finished(target) and record(target)["network"]["weights_sha256"] == trained:
             print(f"scored already: {self.name}", flush=True)
             return
-        overrides = {
-            "ckpt_path": f"runs/{self.name}/model.pt",
-            "run_dir": os.path.relpath(target, self.bundle),
-            "run_name": self.name,
-            "seed": self.seed,
-        }
+        scores = f"runs/scores/{self.name}"
+        overrides = {"ckpt_path": f"runs/{self.name}/model.pt", "run_dir": scores, "seed": self.seed}
         log = self.log("score")
         run_bundle(self.bundle, [*self.configs, "evaluate.yaml"], overrides, log, threads, show_progress=False)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("run.json", "metrics.csv"):
+            shutil.copyfile(self.bundle / scores / name, target / name)
         print(f"scored: {self.name}, test Dice {record(target)['summary']['dice']['mean']:.4f}", flush=True)
 
 

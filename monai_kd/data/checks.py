@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from monai_kd.data.volumes import VolumeFacts, read_volumes
 
-__all__ = ["CaseCheck", "case_problems"]
+__all__ = ["GRID_TOLERANCE", "CaseCheck", "case_problems", "grid_shift"]
 
 _logger = logging.getLogger("monai_kd")
 _MOST_SHOWN = 10
-_AFFINE_TOLERANCE = 0.1  # voxels
+GRID_TOLERANCE = 0.1  # voxels that image and label may lie apart
 
 
 def case_problems(image: VolumeFacts, label: VolumeFacts, in_channels: int, num_classes: int) -> list[str]:
@@ -39,7 +39,7 @@ def case_problems(image: VolumeFacts, label: VolumeFacts, in_channels: int, num_
         problems.append(f"label has {label.channels} channels, a label map has 1")
     if image.shape != label.shape:
         problems.append(f"image has {_size(image.shape)} voxels and label {_size(label.shape)}: not the same grid")
-    elif (shift := _largest_shift(image, label)) > _AFFINE_TOLERANCE:
+    elif (shift := grid_shift(image.affine, label.affine, image.shape)) > GRID_TOLERANCE:
         problems.append(f"the affines of image and label differ, by up to {shift:.3g} voxels: not the same grid")
     for role, facts in (("image", image), ("label", label)):
         if facts.not_finite:
@@ -54,10 +54,15 @@ def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _largest_shift(image: VolumeFacts, label: VolumeFacts) -> float:
-    """How far apart two affines of one shape put a corner voxel, in voxels of the finest spacing."""
-    first, second = (np.reshape(facts.affine, (4, 4)) for facts in (image, label))
-    ends = [(0, length - 1) for length in (*image.shape, 1, 1)[:3]]
+def grid_shift(first: Any, second: Any, shape: Sequence[int]) -> float:
+    """How far apart two affines of one shape put a corner voxel, in voxels of the finest spacing.
+
+    Args:
+        first, second: 4 x 4, voxel to millimetres.
+        shape: voxels along the spatial axes.
+    """
+    first, second = (np.reshape(np.asarray(affine, dtype=float), (4, 4)) for affine in (first, second))
+    ends = [(0, length - 1) for length in (*shape, 1, 1)[:3]]
     corners = np.array([(*corner, 1.0) for corner in np.stack(np.meshgrid(*ends), -1).reshape(-1, 3)])
     shifts_mm = np.linalg.norm(corners @ (first - second).T, axis=1)
     return float(shifts_mm.max() / np.linalg.norm(first[:3, :3], axis=0).min())
@@ -156,10 +161,16 @@ def _listed_class_names(path: Path) -> list[str]:
     """Return the names in ``labels`` by value, from the form of MSD (value: name) or nnU-Net (name: value)."""
     if not path.is_file():
         return []
-    labels = json.loads(path.read_text(encoding="utf-8")).get("labels")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is no valid JSON: {error}") from None
+    labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict):
         return []
     if not all(str(value).isdigit() for value in labels):
+        if not all(isinstance(value, (int, str)) for value in labels.values()):  # regions: lists of values
+            return []
         labels = {value: name for name, value in labels.items()}
     if sorted(map(str, labels)) != sorted(map(str, range(len(labels)))):  # regions, gaps: nothing to compare with
         return []

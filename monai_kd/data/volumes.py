@@ -54,7 +54,7 @@ def volume_facts(path: str | os.PathLike[str], is_label: bool) -> VolumeFacts:
         return VolumeFacts(error=_reason(error))
     assert isinstance(volume, MetaTensor)
     voxels = volume.as_tensor()
-    values = torch.unique(voxels)[:_MOST_VALUES].tolist() if is_label else []
+    values = _distinct_values(voxels) if is_label else []
     return VolumeFacts(
         channels=int(voxels.shape[0]),
         shape=tuple(voxels.shape[1:]),
@@ -62,6 +62,18 @@ def volume_facts(path: str | os.PathLike[str], is_label: bool) -> VolumeFacts:
         not_finite=int((~torch.isfinite(voxels)).sum()) if voxels.is_floating_point() else 0,
         values=tuple(float(value) for value in values),
     )
+
+
+def _distinct_values(voxels: torch.Tensor) -> list[float]:
+    """Return the smallest values, at most 256; counted where they are small whole numbers, which is much faster."""
+    array = voxels.numpy()
+    if array.size and array.min() >= 0 and array.max() < 65536:  # not so with NaN
+        whole = array.astype(np.uint16)
+        if array.dtype.kind in "ui" or np.array_equal(whole, array):
+            seen = np.zeros(65536, dtype=bool)
+            seen[whole] = True
+            return np.flatnonzero(seen)[:_MOST_VALUES].tolist()
+    return np.unique(array)[:_MOST_VALUES].tolist()
 
 
 def cache_file(dataset_dir: str | os.PathLike[str]) -> Path:
@@ -92,13 +104,16 @@ def read_volumes(
     wanted = {**dict.fromkeys(images, False), **dict.fromkeys(labels, True)}
     entries = {name: _unchanged(name, is_label, known) for name, is_label in wanted.items()}
     unread = [name for name, entry in entries.items() if entry is None]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        read = pool.map(lambda name: _entry(name, wanted[name]), unread)
-        bar = tqdm(read, total=len(unread), desc="checking files", unit="file", disable=not progress or not unread)
-        entries.update(zip(unread, bar, strict=True))
-    complete = {name: entry for name, entry in entries.items() if entry is not None}
-    if complete != {name: known.get(_key(name, wanted[name])) for name in complete}:
-        _write_cache(path, {**known, **{_key(name, wanted[name]): entry for name, entry in complete.items()}})
+    try:
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # each holds a whole volume
+            read = pool.map(lambda name: _entry(name, wanted[name]), unread)
+            bar = tqdm(read, total=len(unread), desc="checking files", unit="file", disable=not progress or not unread)
+            for name, entry in zip(unread, bar, strict=True):
+                entries[name] = entry
+    finally:  # an interrupted reading is not lost
+        complete = {name: entry for name, entry in entries.items() if entry is not None}
+        if complete != {name: known.get(_key(name, wanted[name])) for name in complete}:
+            _write_cache(path, {**known, **{_key(name, wanted[name]): entry for name, entry in complete.items()}})
     return {name: _facts(entry["facts"]) for name, entry in complete.items()}
 
 
@@ -122,18 +137,24 @@ def _sha256(path: str) -> str:
 
 
 def _entry(path: str, is_label: bool) -> dict[str, Any]:
-    stamp = _stamp(path)  # before reading: a file that changes meanwhile is read again next time
-    return {"stamp": stamp, "sha256": _sha256(path), "facts": asdict(volume_facts(path, is_label))}
+    try:
+        stamp = _stamp(path)  # before reading: a file that changes meanwhile is read again next time
+        return {"stamp": stamp, "sha256": _sha256(path), "facts": asdict(volume_facts(path, is_label))}
+    except OSError as error:  # no permission, or gone
+        return {"stamp": [], "sha256": "", "facts": asdict(VolumeFacts(error=_reason(error)))}
 
 
 def _unchanged(path: str, is_label: bool, known: dict[str, Any]) -> dict[str, Any] | None:
     entry = known.get(_key(path, is_label))
     if entry is None or entry["facts"]["error"]:  # what could not be read may have been a matter of the moment
         return None
-    stamp = _stamp(path)
-    if entry["stamp"] == stamp:
-        return entry
-    return {**entry, "stamp": stamp} if entry["sha256"] == _sha256(path) else None
+    try:
+        stamp = _stamp(path)
+        if entry["stamp"] == stamp:
+            return entry
+        return {**entry, "stamp": stamp} if entry["sha256"] == _sha256(path) else None
+    except OSError:
+        return None
 
 
 def _facts(content: dict[str, Any]) -> VolumeFacts:
@@ -146,7 +167,22 @@ def _read_cache(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content["volumes"] if content.get("version") == _VERSION else {}
+    if (
+        not isinstance(content, dict)
+        or content.get("version") != _VERSION
+        or not isinstance(content.get("volumes"), dict)
+    ):
+        return {}
+    return {key: entry for key, entry in content["volumes"].items() if _is_entry(entry)}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Tell whether an entry of the cache is one of ours; a cache that something else wrote is read anew."""
+    try:
+        facts = _facts(entry["facts"])
+        return isinstance(facts.error, str) and len(facts.affine) in (0, 16) and {"stamp", "sha256"} <= set(entry)
+    except (TypeError, KeyError, AttributeError):
+        return False
 
 
 def _write_cache(path: Path, volumes: dict[str, Any]) -> None:

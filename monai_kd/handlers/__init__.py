@@ -6,7 +6,7 @@ from monai_kd.handlers.mean_case_dice import MeanCaseDice
 from monai_kd.handlers.overrides import check_overrides, override_problems
 from monai_kd.handlers.progress import Progress
 from monai_kd.handlers.publish import PublishBest
-from monai_kd.handlers.run_dir import new_run_name, open_run_dir, require_free_space, run_name
+from monai_kd.handlers.run_dir import clear_run_dir, new_run_name, open_run_dir, require_free_space, run_name
 from monai_kd.handlers.run_record import EvaluationRecord, TrainingRecord, require_weights
 from monai_kd.handlers.scalars import named_scalars
 
@@ -20,6 +20,7 @@ __all__ = [
     "SaveBest",
     "TrainingRecord",
     "check_overrides",
+    "clear_run_dir",
     "named_scalars",
     "new_run_name",
     "open_run_dir",

@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 
+from monai_kd.data.checks import GRID_TOLERANCE, grid_shift
 from monai_kd.data.splits import case_id
 from monai_kd.handlers.mean_case_dice import gather_lists
 from monai_kd.metrics import score_case, summarize
@@ -95,14 +96,14 @@ def _clock() -> float:
     return time.perf_counter()
 
 
-def _check_same_grid(name: str, image: MetaTensor, label: MetaTensor, tolerance_mm: float = 0.01) -> None:
+def _check_same_grid(name: str, image: MetaTensor, label: MetaTensor) -> None:
     """Refuse a label whose header places it elsewhere than its image: the scores would be of another anatomy."""
-    stored = torch.as_tensor(image.meta.get("original_affine", image.affine)).double()
-    difference = float((stored - label.affine.double()).abs().max())
-    if difference > tolerance_mm:
+    stored = image.meta.get("original_affine", image.affine)
+    shift = grid_shift(stored, label.affine, label.shape[1:])
+    if not shift <= GRID_TOLERANCE:  # also where it is NaN
         raise ValueError(
-            f"case '{name}': the affines of image and label differ by {difference:.3g} mm; both files must lie on the "
-            "same grid with the same orientation (resample or re-save the label with the image's header)"
+            f"case '{name}': the affines of image and label differ, by up to {shift:.3g} voxels; both files must lie "
+            "on the same grid with the same orientation (resample or re-save the label with the image's header)"
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,10 @@ from monai.data.utils import set_rnd
 from monai.utils import set_determinism
 from torch import nn
 
+from monai_kd.handlers.files import is_main_process, write_whole
 from monai_kd.handlers.provenance import file_sha256
 from monai_kd.handlers.run_dir import STATE_DIR, require_free_space
+from monai_kd.handlers.run_record import RECORD_KEY, refuse_other_run
 
 __all__ = ["ResumableTraining", "SaveBest"]
 
@@ -51,12 +52,12 @@ class SaveBest:
         state: Any = engine.state
         if state.best_metric_epoch != state.epoch:  # MONAI numbers a validator's epochs by the trainer's
             return
-        if not _is_main_process():
+        if not is_main_process():
             return
         if self.path.is_file():
             shutil.copyfile(self.path, self.before)
         content = _serialized(self.network.state_dict())
-        _write_whole(self.path, content)
+        write_whole(self.path, content)
         state.best_weights_sha256 = hashlib.sha256(content).hexdigest()
         _logger.info("best weights so far: %s", self.path)
 
@@ -83,7 +84,8 @@ class ResumableTraining:
         weights_name: file name of the best weights in ``run_dir``.
 
     Raises:
-        ValueError: ``interval`` is not a positive number, or no state in ``run_dir`` can be read.
+        ValueError: ``interval`` is not a positive number, no state in ``run_dir`` can be read, the interrupted run had
+            other settings, or the loader keeps its workers over epochs (``persistent_workers``).
         OSError: the disk has no room for weights and states.
     """
 
@@ -111,6 +113,11 @@ class ResumableTraining:
         self._scaler_state: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
+        if getattr(getattr(engine, "data_loader", None), "persistent_workers", False):
+            raise ValueError(
+                "persistent_workers is True: such workers keep their random state over epochs, so that a resumed "
+                "training would differ; set train::dataloader::persistent_workers False"
+            )
         require_free_space(self.folder, _expected_bytes(self.objects))
         if self.resume:
             self._restore(engine)
@@ -126,7 +133,7 @@ class ResumableTraining:
     # ---- writing -------------------------------------------------------------------------------------------------
 
     def _write(self, engine: Engine) -> None:
-        if engine.state.epoch == engine.state.max_epochs or not _is_main_process():
+        if engine.state.epoch == engine.state.max_epochs or not is_main_process():
             return
         scaler = getattr(engine, "scaler", None)
         best: Any = self.evaluator.state
@@ -140,7 +147,7 @@ class ResumableTraining:
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(content).hexdigest()[:16]
-        _write_whole(self.folder / f"epoch{engine.state.epoch:06d}-{digest}.pt", content)
+        write_whole(self.folder / f"epoch{engine.state.epoch:06d}-{digest}.pt", content)
         for outdated in self._states()[2:]:
             outdated.unlink()
 
@@ -156,14 +163,18 @@ class ResumableTraining:
             _logger.warning("resume: '%s' was stopped before its first state; it starts at epoch 1", self.folder.parent)
             return
         path, content = self._newest_whole(states)
+        earlier, now = content["trainer"].get(RECORD_KEY), getattr(engine.state, RECORD_KEY, None)
+        if earlier and now:
+            refuse_other_run(earlier, now, self.folder.parent)
+        _wait_for_all()  # nobody renames a file that another process still reads
         for name, part in self.objects.items():
             part.load_state_dict(content["objects"][name])
         engine.load_state_dict(content["trainer"])
         for name, value in content["best"].items():
             setattr(self.evaluator.state, name, value)
         self._scaler_state = content["scaler"]
-        if _is_main_process():
-            self._restore_best_weights(content["best"]["best_weights_sha256"])
+        self._restore_best_weights(content["best"]["best_weights_sha256"])
+        if is_main_process():
             for later in states[: states.index(path)]:
                 later.rename(later.with_suffix(".damaged"))
         state = engine.state
@@ -183,9 +194,11 @@ class ResumableTraining:
         before = self.best_weights.with_name(f"{self.best_weights.stem}_before{self.best_weights.suffix}")
         for path in (self.best_weights, before):
             if path.is_file() and file_sha256(path) == sha256:
-                if path == before:
-                    _write_whole(self.best_weights, before.read_bytes())
+                _wait_for_all()
+                if path == before and is_main_process():
+                    write_whole(self.best_weights, before.read_bytes())
                 return
+        _wait_for_all()
         _logger.warning("resume: the best weights so far are not in '%s'; the next validation writes anew", self.folder)
         best: Any = self.evaluator.state
         best.best_metric = best.best_metric_epoch = -1
@@ -199,8 +212,9 @@ class ResumableTraining:
 _BEST = ("best_metric", "best_metric_epoch", "best_weights_sha256")
 
 
-def _is_main_process() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+def _wait_for_all() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
@@ -213,21 +227,6 @@ def _serialized(content: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, also if the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _expected_bytes(objects: Mapping[str, Any]) -> int:

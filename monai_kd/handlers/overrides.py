@@ -16,11 +16,14 @@ from monai.bundle import ConfigParser
 __all__ = ["check_overrides", "override_problems"]
 
 _WORDS = {"true", "false", "yes", "no", "on", "off", "none", "null"}
+_WORDS_FOR_BOOLEANS = {"true", "false"}
 _ENTRY_POINT = os.path.join("monai", "bundle", "__main__.py")
 _RUN_ARGUMENTS = {
     *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"),
     *("workflow_name", "workflow_type", "properties_path"),
 }
+_LISTS = {"initialize", "run", "finalize"}  # MONAI's own optional ids
+_TRACKING_IDS = {"tracking_uri", "experiment_name", "run_name", "output_dir", "save_execute_config"}  # with --tracking
 
 
 def check_overrides() -> None:
@@ -59,8 +62,10 @@ def override_problems(files: str | Sequence[str], overrides: Mapping[str, Any]) 
     for key, value in given.items():
         name = key.removeprefix("+")
         if not _has(parser, name):
-            if not (name.startswith("_meta_") or _may_be_new(name, value, parser, given)):
+            if not (name.startswith("_meta_") or name in _LISTS or _may_be_new(name, value, parser, given)):
                 problems.append(f"--{name}: no such key in {_shown(files)}{_hint(name, parser)}")
+            elif isinstance(value, str) and value.casefold() in _WORDS_FOR_BOOLEANS:
+                problems.append(f"--{name}: '{value}' is a text here, and any text counts as true; write True or False")
         elif problem := _wrong_kind(parser[name], value):
             problems.append(f"--{name}: {problem}")
     return problems
@@ -69,10 +74,26 @@ def override_problems(files: str | Sequence[str], overrides: Mapping[str, Any]) 
 def _print_with_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(kind, error, trace)
     cause = error
-    while (inner := cause.__cause__ or cause.__context__) is not None:
-        cause = inner
+    while _is_wrapper(cause) and cause.__cause__ is not None:
+        cause = cause.__cause__
     if cause is not error:
         print(f"\nCause: {type(cause).__name__}: {cause}", file=sys.stderr)
+
+
+def _is_wrapper(error: BaseException) -> bool:
+    """Tell whether MONAI's config system raised an error round another one, rather than code that knows better."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    if raised_in.startswith("monai.bundle"):
+        return True
+    # monai.utils.module raises the error anew with its traceback, and "Failed to instantiate" at the end of its text
+    return raised_in == "monai.utils.module" or _said_again(error)
+
+
+def _said_again(error: BaseException) -> bool:
+    return error.__cause__ is not None and str(error).startswith(f"{error.__cause__}\n")
 
 
 def _command_line() -> tuple[Any, dict[str, Any]]:
@@ -84,7 +105,8 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
             stored = ConfigParser.load_config_file(found["args_file"]) if isinstance(found["args_file"], str) else {}
             overrides = {**stored, **found["override"]}
             files = found["config_file"] or stored.get("config_file", [])
-            return files, {key: value for key, value in overrides.items() if key not in _RUN_ARGUMENTS}
+            tracking = _TRACKING_IDS if found["tracking"] or stored.get("tracking") else set()
+            return files, {key: value for key, value in overrides.items() if key not in _RUN_ARGUMENTS | tracking}
         frame = frame.f_back
     return [], {}
 
@@ -103,9 +125,18 @@ def _may_be_new(name: str, value: Any, parser: ConfigParser, given: Mapping[str,
     siblings = parser[parent] if parent and _has(parser, parent) else None
     if not isinstance(siblings, dict):
         return False
-    if "_target_" in siblings:
+    if _in_component(parent, parser):
         return True  # MONAI refuses an argument that the component does not take
     return isinstance(value, dict) and bool(siblings) and all(isinstance(item, dict) for item in siblings.values())
+
+
+def _in_component(name: str, parser: ConfigParser) -> bool:
+    """Tell whether an id is a component, or lies inside the arguments of one."""
+    while name:
+        if isinstance(parser[name], dict) and "_target_" in parser[name]:
+            return True
+        name = name.rpartition("::")[0]
+    return False
 
 
 def _texts(content: Any) -> Iterator[str]:
@@ -118,6 +149,8 @@ def _texts(content: Any) -> Iterator[str]:
 
 def _wrong_kind(current: Any, value: Any) -> str:
     """Say why a value cannot stand where the files have another, or return an empty text."""
+    if isinstance(value, (bool, int, float)):
+        return _wrong_number(current, value)
     if not isinstance(value, str) or value.startswith(("$", "@", "%")):
         return ""
     plain_text = isinstance(current, str) and not current.startswith(("$", "@", "%"))
@@ -127,6 +160,20 @@ def _wrong_kind(current: Any, value: Any) -> str:
         return f"'{value}' is a text, the files have {current}; write True or False"
     if isinstance(current, (int, float)):
         return f"'{value}' is a text, the files have the number {current}"
+    if isinstance(current, list):
+        return f"'{value}' is a text, the files have a list; write \"['{value}']\" for a list of one"
+    return ""
+
+
+def _wrong_number(current: Any, value: float) -> str:
+    """Say why a number or boolean cannot stand where the files have another kind."""
+    if isinstance(value, bool):
+        is_number = isinstance(current, (int, float)) and not isinstance(current, bool)
+        return f"{value} is no number, the files have {current}" if is_number else ""
+    if isinstance(current, bool):
+        return f"{value} is a number, the files have {current}; write True or False"
+    if isinstance(current, int) and isinstance(value, float) and not value.is_integer():
+        return f"{value} is no whole number, the files have {current}"
     return ""
 
 

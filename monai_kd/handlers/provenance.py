@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_kd import __version__
+from monai_kd.handlers.files import write_whole
 
 __all__ = [
     "config_hash",
@@ -107,12 +108,8 @@ def peak_memory_mb() -> float | None:
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all: to a temporary name in the same folder, then renamed."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, target)
+    """Write JSON whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _commit(code_dir: str | os.PathLike[str]) -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from datetime import datetime
 from pathlib import Path
 
-import torch.distributed as dist
 from ignite.engine import Engine, Events
+
+from monai_kd.handlers.files import is_main_process, write_whole
 
 __all__ = ["PublishBest"]
 
@@ -20,8 +19,8 @@ class PublishBest:
     """When training completes, copy the best weights and their record from the run folder to ``ckpt_dir``.
 
     ``ckpt_dir/model.pt`` is what MONAI Label, export and inference open; ``ckpt_dir/model.json`` says how it was
-    made. Files that stood there are moved to ``ckpt_dir/previous/`` first. The new file is complete or absent: it
-    is copied to a temporary name and renamed.
+    made. Files that stood there are kept in ``ckpt_dir/previous/``. They stay in place until the new ones are
+    complete, so that ``model.pt`` is never missing, also if the disk is full or the process is killed.
 
     Args:
         run_dir: folder of the run, with ``model.pt`` and ``run.json``.
@@ -43,7 +42,7 @@ class PublishBest:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, _engine: Engine) -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        if not is_main_process():
             return
         weights = self.run_dir / self.weights_name
         if not weights.is_file():
@@ -56,18 +55,16 @@ class PublishBest:
         published = self.ckpt_dir / self.weights_name
         targets = {weights: published, record: published.with_suffix(".json")}
         self.ckpt_dir.mkdir(parents=True, exist_ok=True)
-        self._set_aside(list(targets.values()))
-        for source, target in targets.items():
-            draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            shutil.copyfile(source, draft)
-            os.replace(draft, target)
+        self._keep_earlier(list(targets.values()))
+        contents = {target: source.read_bytes() for source, target in targets.items()}
+        for target, content in contents.items():
+            write_whole(target, content)
         _logger.info("best weights: %s", self.ckpt_dir / self.weights_name)
 
-    def _set_aside(self, targets: list[Path]) -> None:
+    def _keep_earlier(self, targets: list[Path]) -> None:
         stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"  # to the microsecond: runs may end within one second
         for target in targets:
             if target.is_file():
                 aside = self.ckpt_dir / "previous" / f"{target.stem}-{stamp}{target.suffix}"
-                aside.parent.mkdir(exist_ok=True)
-                os.replace(target, aside)
+                write_whole(aside, target.read_bytes())
                 _logger.info("kept the earlier file as %s", aside)

@@ -9,16 +9,20 @@ import os
 import shutil
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch.distributed as dist
 
-__all__ = ["STATE_DIR", "new_run_name", "open_run_dir", "require_free_space", "run_name"]
+from monai_kd.handlers.files import is_main_process
+
+__all__ = ["STATE_DIR", "clear_run_dir", "new_run_name", "open_run_dir", "require_free_space", "run_name"]
 
 STATE_DIR = "state"  # below the run folder: what a training needs to go on
-_LOCK = ".lock"
+_LOCK, _RECORD = ".lock", "run.json"
+_RUN_FILES = (_RECORD, "split.json", "metrics.csv", "*.pt", "events.out.tfevents.*", STATE_DIR)  # what runs write
 _logger = logging.getLogger("monai_kd")
 _locks: dict[Path, IO[str]] = {}  # held until the process ends
+_found: dict[Path, list[Path]] = {}  # what an earlier run left in a folder that was opened
 
 
 def new_run_name(method: str, seed: int) -> str:
@@ -39,7 +43,8 @@ def run_name(method: str, seed: int, runs_dir: str, resume: bool = False) -> str
     """
     if not resume:
         return new_run_name(method, seed)
-    found = [path.parent for path in Path(runs_dir).glob(f"{method}-seed{seed}-*/run.json") if not _finished(path)]
+    records = Path(runs_dir).glob(f"{method}-seed{seed}-*/{_RECORD}")
+    found = [path.parent for path in records if not _finished(path.parent)]
     if not found:
         raise FileNotFoundError(
             f"--resume True: no interrupted run '{method}-seed{seed}-...' in '{runs_dir}'; "
@@ -48,28 +53,43 @@ def run_name(method: str, seed: int, runs_dir: str, resume: bool = False) -> str
     return max(found, key=lambda path: path.name).name
 
 
-def open_run_dir(run_dir: str, resume: bool = False) -> None:
-    """Make a run's folder, lock it against other processes, and keep what an earlier run left in it.
+def open_run_dir(run_dir: str, resume: bool = False, kind: str = "training") -> None:
+    """Make a run's folder and lock it against other processes; refuse a folder that is something else.
 
-    Without ``resume`` everything in the folder is moved to ``<run_dir>/previous/<time>/``.
+    Nothing in it changes yet, except that remains of interrupted writing go: see :func:`clear_run_dir`.
+
+    Args:
+        run_dir: folder of the run.
+        resume: the folder holds an interrupted run that is to go on.
+        kind: ``training`` or ``evaluation``; a folder keeps to one kind.
 
     Raises:
         TypeError: ``resume`` is not a bool.
         FileNotFoundError: ``resume``, and the folder holds no run.
-        FileExistsError: ``resume``, and the run in it is finished; or another process trains in it.
+        FileExistsError: the folder is a bundle's, holds a run of the other kind, or weights that are not a run's; or
+            ``resume``, and the run in it is finished; or another process works in it.
     """
     if not isinstance(resume, bool):
         raise TypeError(f"resume is {resume!r}; it must be True or False")
-    folder, record = Path(run_dir), Path(run_dir) / "run.json"
-    if resume and not record.is_file():
-        raise FileNotFoundError(f"--resume True: '{folder}' holds no run (no run.json); start without --resume")
-    if resume and _finished(record):
-        raise FileExistsError(f"--resume True: the run in '{folder}' is finished; there is nothing to resume")
-    if not (dist.is_available() and dist.is_initialized() and dist.get_rank() != 0):
+    folder = Path(run_dir)
+    if resume:
+        _require_interrupted(folder)
+    _refuse_foreign(folder, kind)
+    if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
-        if not resume:
-            _set_aside(folder)
+        for draft in (*folder.glob(".*.tmp"), *(folder / STATE_DIR).glob(".*.tmp")):
+            draft.unlink(missing_ok=True)
+        _found[folder.resolve()] = [path for pattern in _RUN_FILES for path in sorted(folder.glob(pattern))]
+
+
+def clear_run_dir(run_dir: str, resume: bool = False) -> None:
+    """Move what :func:`open_run_dir` found of an earlier run to ``<run_dir>/previous/<time>/``, unless it is to go on.
+
+    Call it when all else has been checked, so that a mistake costs no earlier result. Files that are not a run's stay.
+    """
+    if is_main_process() and not resume:
+        _set_aside(Path(run_dir))
     if dist.is_available() and dist.is_initialized():
         dist.barrier()  # nobody writes before the folder is clear
 
@@ -89,8 +109,47 @@ def require_free_space(folder: str | os.PathLike[str], num_bytes: int) -> None:
         )
 
 
-def _finished(record: Path) -> bool:
-    return json.loads(record.read_text(encoding="utf-8")).get("status") == "finished"
+def _record(folder: Path) -> dict[str, Any]:
+    """Return the record in a folder; empty if there is none, or if it was torn by a stop of the machine."""
+    path = folder / _RECORD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        _logger.warning("'%s' cannot be read and is taken for that of an interrupted run", path)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _finished(folder: Path) -> bool:
+    return _record(folder).get("status") == "finished"
+
+
+def _require_interrupted(folder: Path) -> None:
+    if not (folder / _RECORD).is_file() and not (folder / _LOCK).is_file():
+        raise FileNotFoundError(f"--resume True: '{folder}' holds no run (no run.json); start without --resume")
+    if _finished(folder):
+        raise FileExistsError(
+            f"--resume True: the run in '{folder}' is finished; there is nothing to resume, its weights are "
+            f"'{folder / 'model.pt'}'"
+        )
+
+
+def _refuse_foreign(folder: Path, kind: str) -> None:
+    if (folder / "configs" / "metadata.json").is_file():
+        raise FileExistsError(
+            f"run_dir '{folder}' is a bundle's folder; give the run a folder of its own, such as runs/x"
+        )
+    found = _record(folder).get("kind", kind)
+    if found != kind:
+        raise FileExistsError(f"run_dir '{folder}' holds a run of kind '{found}'; give this {kind} another run_dir")
+    marked = any((folder / name).exists() for name in (_RECORD, _LOCK, "previous"))
+    if not marked and any(folder.glob("*.pt")):
+        raise FileExistsError(
+            f"run_dir '{folder}' holds weights but no run.json, so they are not a run's; give the run a folder of its "
+            "own"
+        )
 
 
 def _lock(folder: Path) -> None:
@@ -107,14 +166,15 @@ def _lock(folder: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise FileExistsError(
-            f"another process trains in '{folder}'; wait for it or choose another --run_dir"
-        ) from error
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # some network disks have no locks
+            _logger.warning("'%s' cannot be locked (%s): see to it that no other run uses it", folder, error)
+            return
+        raise FileExistsError(f"another process works in '{folder}'; wait for it or choose another --run_dir") from None
     _locks[path] = file
 
 
 def _set_aside(folder: Path) -> None:
-    left = [path for path in folder.iterdir() if path.name not in (_LOCK, "previous")]
+    left = [path for path in _found.pop(folder.resolve(), []) if path.exists()]
     if not left:
         return
     aside = folder / "previous" / f"{datetime.now():%Y%m%d-%H%M%S-%f}"

@@ -21,6 +21,7 @@ from monai_kd.data.splits import CaseSplit, case_id, ids_hash
 from monai_kd.distillers import Distiller
 from monai_kd.handlers.case_scores import write_metrics_csv
 from monai_kd.handlers.failure import on_failure
+from monai_kd.handlers.files import is_main_process
 from monai_kd.handlers.provenance import (
     config_hash,
     environment,
@@ -53,10 +54,10 @@ _PLACE_IDS = (
     "device",
     "resume",
 )
-_NOT_SCHEDULE = (*_METHOD_IDS, *_PLACE_IDS, "seed", "imports")
+_NOT_SCHEDULE = (*_METHOD_IDS, *_PLACE_IDS, "seed", "imports", "skip_bad_cases", "num_workers")  # the split has a hash
 # What must be equal for two evaluations to stand in one table, besides the scored cases themselves.
 _PROTOCOL_IDS = ("class_names", "spacing_mm", "roi_size", "overlap", "amp", "cpu_bfloat16")
-_STATE_KEY = "run_record"
+RECORD_KEY = "run_record"
 _NOT_PROTOCOL_STEPS = ("data", "dataset", "dataloader", "handlers", "evaluator", "key_metric")
 
 
@@ -64,16 +65,6 @@ def require_weights(path: str) -> None:
     """Raise FileNotFoundError if there is no weights file to evaluate."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"ckpt_path '{path}' does not exist; train first, or pass --ckpt_path FILE")
-
-
-def _is_main_process() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def _refuse_other_kind(run_dir: Path, kind: str) -> None:
-    path = run_dir / "run.json"
-    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8")).get("kind")) != kind:
-        raise FileExistsError(f"'{path}' is the record of a run of kind '{found}'; give this {kind} another run_dir")
 
 
 class _Record:
@@ -93,7 +84,6 @@ class _Record:
         bundle_root: str = ".",
     ) -> None:
         self.run_dir = Path(run_dir)
-        _refuse_other_kind(self.run_dir, self.kind)
         self.network = network
         self.class_names = list(class_names)
         self.config, files = executed_config()
@@ -116,7 +106,7 @@ class _Record:
         }
 
     def _write(self) -> None:
-        if not _is_main_process():
+        if not is_main_process():
             return
         self.content["time"] = {**self.content.get("time", {}), "total_s": time.perf_counter() - self._started}
         self.content["memory"] = {"peak_rss_mb": peak_memory_mb()}
@@ -203,7 +193,7 @@ class TrainingRecord(_Record):
 
     def attach(self, engine: Engine) -> None:
         engine.state.run_record = self.content  # type: ignore[attr-defined]
-        engine.state_dict_user_keys.append(_STATE_KEY)
+        engine.state_dict_user_keys.append(RECORD_KEY)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_losses)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._close_epoch)
@@ -212,30 +202,22 @@ class TrainingRecord(_Record):
         self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
 
     def _start(self, engine: Engine) -> None:
-        restored = getattr(engine.state, _STATE_KEY, self.content)
+        restored = getattr(engine.state, RECORD_KEY, self.content)
         if restored is not self.content:
             self._go_on(restored, engine.state.epoch)
             engine.state.run_record = self.content  # type: ignore[attr-defined]
         self.content["epochs"] = engine.state.max_epochs
-        if _is_main_process():
+        if is_main_process():
             write_json(self.run_dir / "split.json", self.ids)
         self._write()
 
     def _go_on(self, earlier: dict[str, Any], epoch: int) -> None:
-        """Take over what the interrupted run had recorded, if it was the same run."""
-        changed = _differences(earlier["config"], self.config, _PLACE_IDS)
-        if earlier["protocol"]["split_hash"] != self.content["protocol"]["split_hash"]:
-            changed.append("the cases")
-        if changed:
-            raise ValueError(
-                f"--resume True: not the configuration of the run in '{self.run_dir}': {'; '.join(changed)}; "
-                "resume with the same settings, or start another run"
-            )
+        """Take over what the interrupted run had recorded."""
         kept = ("started", "curves", "best_epoch", "best_metric", "validation", "resumed", "time")
         self.content.update({key: earlier[key] for key in kept if key in earlier})
-        self.content.setdefault("resumed", []).append(
-            {"after_epoch": epoch, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-        )
+        resumes = max(_resumes_on_disk(self.run_dir), self.content.get("resumed", []), key=len)  # a state may lack some
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.content["resumed"] = [*resumes, {"after_epoch": epoch, "at": now}]
         self._started -= earlier["time"]["total_s"]
 
     def _add_losses(self, engine: Engine) -> None:
@@ -268,7 +250,7 @@ class TrainingRecord(_Record):
     def _complete(self, _engine: Engine) -> None:
         self.content["status"] = "finished"
         weights = self.run_dir / self.weights_name
-        if _is_main_process() and weights.is_file():
+        if is_main_process() and weights.is_file():
             self.content["network"]["weights_sha256"] = file_sha256(weights)
         self._write()
         _logger.info("run record: %s", self.run_dir / "run.json")
@@ -288,6 +270,7 @@ class EvaluationRecord(_Record):
         weights: the evaluated weights file. The training record beside it (``run.json``, or ``<stem>.json``) is
             embedded if it names these very bytes; else ``training`` is null.
         method: name of the arm; the training record's own, where there is one, wins.
+        split: the cases; those that it skipped are named in the record and below the printed scores.
     """
 
     kind = "evaluation"
@@ -305,11 +288,13 @@ class EvaluationRecord(_Record):
         section: str,
         weights: str,
         bundle_root: str = ".",
+        split: CaseSplit | None = None,
     ) -> None:
         super().__init__(run_dir, bundle, method, protocol, class_names, device, network, bundle_root)
         self.weights = Path(weights)
         ids = [case_id(item["image"]) for item in data]
         self.ids = ids
+        self.content["skipped_cases"] = dict(split.skipped) if split is not None else {}
         self.content["protocol"].update(
             {
                 "section": section,
@@ -349,9 +334,35 @@ class EvaluationRecord(_Record):
         self.content.update({"status": "finished", "cases": cases, "summary": summary})
         self.content["time"] = {"inference_s_per_case": seconds[len(seconds) // 2]}  # median: the first warms up
         self._write()
-        if _is_main_process():
+        if is_main_process():
             write_metrics_csv(self.run_dir / "metrics.csv", cases)
             print(_summary_lines(self.content))
+
+
+def refuse_other_run(earlier: Mapping[str, Any], now: Mapping[str, Any], run_dir: str | Path) -> None:
+    """Raise ValueError, naming every difference, unless two records speak of the same training."""
+    changed = _differences(earlier["config"], now["config"], _PLACE_IDS)
+    if earlier["protocol"]["split_hash"] != now["protocol"]["split_hash"]:
+        changed.append("the cases")
+    for name, before, after in (
+        ("processes", earlier.get("processes"), now.get("processes")),
+        ("device", earlier["device"]["type"], now["device"]["type"]),
+    ):
+        if before != after:
+            changed.append(f"{name} ({before} -> {after})")
+    if changed:
+        raise ValueError(
+            f"--resume True: not the configuration of the run in '{run_dir}': {'; '.join(changed)}; "
+            "resume with the same settings, or start another run"
+        )
+
+
+def _resumes_on_disk(run_dir: Path) -> list[Any]:
+    try:
+        resumes = json.loads((run_dir / "run.json").read_text(encoding="utf-8")).get("resumed", [])
+    except (OSError, ValueError):
+        return []
+    return resumes if isinstance(resumes, list) else []
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], without: Iterable[str]) -> list[str]:
@@ -436,4 +447,6 @@ def _summary_lines(content: Mapping[str, Any]) -> str:
         )
     mean = summary["dice"]["mean"]
     rows.append(f"mean Dice {'-' if mean is None else f'{mean:.4f}'} over {summary['n_cases']} cases")
+    if skipped := content["skipped_cases"]:
+        rows.append(f"left out, because they cannot be used: {', '.join(sorted(skipped))}")
     return "\n".join(rows)

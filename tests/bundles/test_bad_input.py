@@ -190,13 +190,19 @@ def whole_message(error: BaseException) -> str:
 def test_bad_input_is_named_before_training(repository, place, name):
     spoil, overrides, message = BAD[name]
     spoil(place)
+    if name != "nothing to resume":
+        place.run_dir.mkdir()
+        (place.run_dir / "run.json").write_text('{"kind": "training", "status": "finished"}')
+        (place.run_dir / "model.pt").write_bytes(b"earlier")
     with pytest.raises((RuntimeError, ValueError, TypeError, OSError)) as caught:
         run(repository, place, **overrides)
     text = whole_message(caught.value)
     assert message in text, text
     line = next(line for line in text.splitlines() if message in line)
     print(f"\n{name}: {line.strip()[:240]}")
-    assert not list(place.run_dir.glob("**/*.pt")), "it trained"
+    kept = [path.read_bytes() for path in place.run_dir.glob("*.pt")]
+    assert kept == ([] if name == "nothing to resume" else [b"earlier"]), "it trained, or an earlier result is gone"
+    assert not (place.run_dir / "previous").exists()
 
 
 @pytest.mark.filterwarnings("ignore:parsing config_file")

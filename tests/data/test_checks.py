@@ -160,13 +160,24 @@ def test_classes_in_another_order_than_dataset_json_are_refused(folder, labels):
 
 
 @pytest.mark.parametrize(
-    ("labels", "warned"), [({"0": "none", "1": "Anterior", "2": "posterior"}, False), ({"0": "b", "1": "liver"}, True)]
+    ("labels", "warned"),
+    [
+        ({"0": "none", "1": "Anterior", "2": "posterior"}, False),
+        ({"0": "b", "1": "liver"}, True),
+        ({"b": 0, "whole": [1, 2], "core": 2}, False),
+    ],
 )
 def test_other_class_names_are_a_warning(folder, caplog, labels, warned):
     set_labels(folder, labels)
     with caplog.at_level(logging.WARNING):
         CaseSplit(str(folder), check=CaseCheck(1, CLASSES, progress=False)).cases("train")
     assert ("names the classes" in caplog.text) == warned
+
+
+def test_a_broken_dataset_json_is_named(folder):
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match=r"dataset.json' is no valid JSON"):
+        CaseCheck(1, CLASSES, progress=False)(str(folder), {})
 
 
 def test_skip_bad_cases_must_be_a_bool():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -89,11 +90,13 @@ def test_a_damaged_file_is_read_again_each_time(tmp_path, reads):
     assert reads == ["image.nii.gz"] * 2
 
 
-@pytest.mark.parametrize("content", ["no json", '{"version": 0, "volumes": {}}'])
+@pytest.mark.parametrize("content", ["no json", '{"version": 0, "volumes": {}}', "[]", '{"version": 1}', "ENTRY"])
 def test_an_unreadable_or_outdated_cache_is_replaced(tmp_path, reads, content):
     image = save(tmp_path / "image.nii.gz", np.ones((3, 3, 3), np.float32))
     cache = volumes.cache_file(tmp_path)
     cache.parent.mkdir(parents=True)
+    if content == "ENTRY":  # of another form
+        content = json.dumps({"version": 1, "volumes": {volumes._key(image, False): {"stamp": [], "sha256": ""}}})
     cache.write_text(content)
     for _ in range(2):
         read_volumes(tmp_path, [image], [], progress=False)
@@ -107,6 +110,47 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path, reads, monkeyp
     for _ in range(2):
         assert read_volumes(tmp_path, [image], [], progress=False)[image].shape == (3, 3, 3)
     assert len(reads) == 2
+
+
+def test_what_was_read_before_an_interruption_is_kept(tmp_path, reads, monkeypatch):
+    images = [save(tmp_path / f"image{n}.nii.gz", np.ones((3, 3, 3), np.float32)) for n in range(6)]
+    counted = volumes.volume_facts
+
+    def interrupted(path, is_label):
+        if len(reads) == 3:
+            raise KeyboardInterrupt
+        return counted(path, is_label)
+
+    monkeypatch.setattr(volumes, "volume_facts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read_volumes(tmp_path, images, [], progress=False)
+    assert len(json.loads(volumes.cache_file(tmp_path).read_text())["volumes"]) > 0
+
+
+def test_a_file_without_permission_is_an_error_among_the_facts(tmp_path, monkeypatch):
+    image = save(tmp_path / "image.nii.gz", np.ones((3, 3, 3), np.float32))
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(volumes, "_sha256", denied)  # the tests may run as root, who may read everything
+    assert "Permission denied" in read_volumes(tmp_path, [image], [], progress=False)[image].error
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
+def test_values_are_the_distinct_ones_whatever_the_type(tmp_path, kind):
+    voxels = np.zeros((4, 4, 4), kind)
+    voxels[0, 0, :3] = [1, 200, 7]
+    path = save(tmp_path / "label.nii.gz", voxels)
+    assert read_volumes(tmp_path, [], [path], progress=False)[path].values == (0, 1, 7, 200)
+
+
+@pytest.mark.parametrize("odd", [0.5, -1.0, 70000.0])
+def test_values_that_are_no_small_whole_numbers_are_listed_too(tmp_path, odd):
+    voxels = np.zeros((4, 4, 4), np.float32)
+    voxels[0, 0, 0] = odd
+    path = save(tmp_path / "label.nii.gz", voxels)
+    assert set(read_volumes(tmp_path, [], [path], progress=False)[path].values) == {0.0, odd}
 
 
 def test_two_folders_have_two_caches(tmp_path):

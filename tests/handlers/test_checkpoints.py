@@ -196,6 +196,14 @@ def test_lost_best_weights_are_replaced_by_the_next_validation(tmp_path, caplog)
     assert (tmp_path / "run" / "model.pt").is_file()
 
 
+def test_workers_that_live_on_are_refused(tmp_path):
+    run = Run(tmp_path)
+    run.trainer.data_loader = DataLoader(run.dataset, num_workers=1, persistent_workers=True)
+    handler = ResumableTraining(str(tmp_path), 0, {}, run.dataset, run.evaluator)
+    with pytest.raises(ValueError, match=r"persistent_workers is True: .* set train::dataloader::persistent_workers"):
+        handler.attach(run.trainer)
+
+
 def test_a_full_disk_is_said_at_the_start(tmp_path, monkeypatch):
     from collections import namedtuple
 

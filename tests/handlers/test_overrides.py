@@ -19,7 +19,8 @@ network_def: {_target_: UNet, channels: [8, 16]}
 terms:
   seg: {_target_: Term, weight: 1.0}
 train:
-  trainer: {_target_: Trainer, max_epochs: "@epochs"}
+  trainer: {_target_: Trainer, max_epochs: "@epochs", keys: {label: label}}
+distiller_def: {_target_: Distiller, teachers: {}}
 """
 
 
@@ -48,6 +49,10 @@ def config(tmp_path):
         {"train::trainer::max_epochs": 2},
         {"+train::trainer": {"amp": True}},
         {"_meta_::version": "0.2.0"},
+        {"finalize": ["$print('done')"]},
+        {"distiller_def::teachers::second": "@teacher2", "teacher2": {"_target_": "my.Teacher"}},
+        {"train::trainer::keys::soft": "soft"},
+        {"epochs": 4.0},
     ],
 )
 def test_overrides_that_mean_something_pass(config, overrides):
@@ -68,6 +73,11 @@ def test_overrides_that_mean_something_pass(config, overrides):
         ({"resume": "later"}, "'later' is a text, the files have False; write True or False"),
         ({"epochs": "ten"}, "--epochs: 'ten' is a text, the files have the number 16"),
         ({"seed::x": 1}, "--seed::x: no such key"),
+        ({"epochs": 2.5}, "--epochs: 2.5 is no whole number, the files have 16"),
+        ({"epochs": True}, "--epochs: True is no number, the files have 16"),
+        ({"resume": 1}, "--resume: 1 is a number, the files have False; write True or False"),
+        ({"network_def::channels": "8"}, "'8' is a text, the files have a list"),
+        ({"train::trainer::decollate": "false"}, "'false' is a text here, and any text counts as true"),
     ],
 )
 def test_each_mistake_is_named_with_what_would_be_right(config, overrides, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,18 @@ def test_earlier_files_are_kept_however_fast_runs_follow_each_other(tmp_path):
     for name, text in kept.items():
         if name.endswith(".pt"):
             assert kept[name.removesuffix(".pt") + ".json"] == text.replace("weights", "record")
+
+
+def test_a_full_disk_leaves_the_earlier_weights_in_place(tmp_path, monkeypatch):
+    finish(tmp_path / "run", tmp_path / "models", "weights 1", "record 1")
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        finish(tmp_path / "other", tmp_path / "models", "weights 2", "record 2")
+    assert contents(tmp_path / "models") == {"model.json": "record 1", "model.pt": "weights 1"}
 
 
 def test_other_files_of_the_folder_are_left_alone(tmp_path):

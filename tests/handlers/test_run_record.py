@@ -445,18 +445,6 @@ def test_absent_weights_are_named(tmp_path):
         require_weights(str(tmp_path / "x.pt"))
 
 
-def test_an_evaluation_does_not_overwrite_the_record_of_a_training(tmp_path, training):
-    run_dir, _ = training
-    before = (run_dir / "run.json").read_text()
-    with pytest.raises(Exception, match="Failed to instantiate") as caught:
-        evaluate(run_dir, run_dir / "model.pt")
-    cause: BaseException = caught.value
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    assert "is the record of a run of kind 'training'; give this evaluation another run_dir" in str(cause)
-    assert (run_dir / "run.json").read_text() == before
-
-
 def protocol(tmp_path: Path, training: tuple[Path, Any], changes: dict[str, Any] | None = None) -> dict[str, Any]:
     changes = {"evaluation::weights": str(training[0] / "model.pt"), **(changes or {})}
     return content(tmp_path, changes, "evaluation")["protocol"]

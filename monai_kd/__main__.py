@@ -94,7 +94,9 @@ def fetch(source: str, bundle_dir: str = ".", name: str = "", version: str = "",
     """
     from monai_kd.hub import fetch_bundle
 
-    print(f"fetched: {fetch_bundle(source, bundle_dir, name or None, version or None, sha256 or None)}")
+    # fire makes numbers of digits: a sha256 of zeros must not count as none
+    given = [None if value == "" else str(value) for value in (name, version, sha256)]
+    print(f"fetched: {fetch_bundle(source, bundle_dir, *given)}")
 
 
 def materialize(run: str, out: str, bundle: str = "") -> None:
@@ -115,7 +117,8 @@ def export(bundle: str, formats: str = "onnx", out_dir: str = "", images: str = 
 
     Args:
         bundle: the bundle's folder.
-        formats: comma separated: onnx, openvino, openvino-f16, openvino-int8, torchscript, torch-export, slicer.
+        formats: comma separated: onnx, openvino, openvino-f16, openvino-int8, torchscript, torch-export, slicer,
+            tensorrt (needs a GPU).
         out_dir: where the files and export.json (the parity record) go; empty is BUNDLE/models/exported.
         images: file or folder of images for the parity check and INT8 calibration; empty uses random volumes, which
             INT8 refuses.
@@ -138,7 +141,7 @@ def predict(bundle: str, images: str, out: str, engine: str = "pytorch", model: 
         bundle: the bundle's folder.
         images: a NIfTI file, or a folder of them (its imagesTs if it has one).
         out: folder for <image>_seg.nii.gz, in each image's own grid.
-        engine: pytorch, torchscript, onnx or openvino.
+        engine: pytorch, torchscript, torch-export, onnx or openvino.
         model: the model file; empty is the bundle's model.pt, or what `export` wrote for the engine.
     """
     from monai_kd.export import predict_images

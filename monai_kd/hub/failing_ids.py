@@ -36,7 +36,7 @@ def failing_ids(parser: ConfigParser, kind: str) -> dict[str, str]:
         if entry["id"] not in _RUN_LISTS and has_id(parser, entry["id"]):
             walk.visit(entry["id"])
     for name in _RUN_LISTS:
-        for config_id in [key for key in walk.items if key == name or key.startswith(f"{name}::")]:
+        for config_id in [key for key in walk.items if key.startswith(f"{name}::")]:  # the list itself needs its items
             walk.visit_references(config_id)
     return walk.failed
 

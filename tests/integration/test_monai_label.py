@@ -37,7 +37,7 @@ PAGE = REPOSITORY / "docs" / "how_to" / "monai_label.md"
 NAMES = "Names on this page"
 LABELS = {"anterior": 1, "posterior": 2}
 LABELLED, HELD_OUT, SPARE = 8, 3, 2  # phantoms: to be labelled, to score on, to stay without a label
-EPOCHS = 8  # the page's
+EPOCHS = 16  # the page's
 RECORD = "MONAI_KD_LABEL_RECORD"  # a file that gets Dice, seconds and versions
 
 
@@ -144,7 +144,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site = Site(folder, page, port, server)
         site.measured["start_s"] = time.monotonic() - started
         yield site
-    assert server.process.returncode is not None
+    with pytest.raises(ProcessLookupError):  # nothing of the group is left
+        os.killpg(server.process.pid, 0)
     write_record(site.measured)
 
 
@@ -187,7 +188,8 @@ def trained(labelled: Site, before: float, shipped: str) -> Site:
     started = time.monotonic()
     task = labelled.train()
     assert task["status"] == "DONE", "\n".join(task["details"])
-    labelled.measured["train_s"] = time.monotonic() - started
+    labelled.measured.update({"train_s": time.monotonic() - started, "epochs": EPOCHS, "labelled_cases": LABELLED})
+    labelled.measured["held_out_cases"] = HELD_OUT
     labelled.measured["dice_after"] = labelled.dice()
     return labelled
 
@@ -384,7 +386,7 @@ def test_stopping_a_training_leaves_the_weights(trained: Site):
     runs = set((trained.student / "runs").iterdir())
     trained.server.request("POST", "/train/student?run_sync=false", {"max_epochs": 500, "multi_gpu": False})
     end = time.monotonic() + 300
-    while not any((run / "model.pt").is_file() for run in set((trained.student / "runs").iterdir()) - runs):
+    while not any(list(run.glob("state/*")) for run in set((trained.student / "runs").iterdir()) - runs):
         assert time.monotonic() < end, trained.server.tail()
         assert trained.json("Watch a training")["status"] in ("SUBMITTED", "RUNNING"), trained.server.tail()
         time.sleep(1)
@@ -414,7 +416,7 @@ def test_the_known_fault_of_pretrained_false_is_still_there(trained: Site):
     weights = sha256(trained.student / "models" / "model.pt")
     task = trained.train_with(max_epochs=1, val_split=0.25, pretrained=False)
     assert task["status"] == "ERROR"
-    assert any(line.startswith("TypeError: stat: path should be string") for line in task["details"]), task["details"]
+    assert any("TypeError: stat: path should be string" in line for line in task["details"]), task["details"]
     assert sha256(trained.student / "models" / "model.pt") == weights
 
 
@@ -425,7 +427,10 @@ def test_the_known_fault_of_batch_infer_with_several_gpus_is_still_there(trained
         pytest.skip("this machine has a GPU")
     with pytest.raises(OSError, match="500"):
         trained.server.request("POST", "/batch/infer/student?images=all&run_sync=true", {"multi_gpu": True})
-    assert "ZeroDivisionError" in trained.server.tail(20_000)
+    end = time.monotonic() + 30
+    while "ZeroDivisionError" not in trained.server.tail(20_000):  # logged after the answer is sent
+        assert time.monotonic() < end, trained.server.tail()
+        time.sleep(0.2)
 
 
 def test_every_command_of_the_page_is_run_here():

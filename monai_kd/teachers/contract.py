@@ -91,8 +91,8 @@ def _check_class_order(formats: Mapping[str, Any], root: str, class_names: Seque
     if not isinstance(channel_def, Mapping):
         return
     stated = [str(name) for _, name in sorted(channel_def.items(), key=lambda item: int(item[0]))]
-    names, own = ([name.casefold() for name in listed] for listed in (stated, class_names))
-    if names == own:
+    names, own = ([name.casefold() for name in listed[1:]] for listed in (stated, class_names))
+    if names == own:  # the background has many names
         return
     if sorted(names) == sorted(own):
         raise ValueError(

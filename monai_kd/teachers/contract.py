@@ -189,8 +189,8 @@ def _check_class_order(facts: Facts, root: str, class_names: Sequence[str]) -> N
     stated = facts.class_names
     if stated is None:
         return
-    names, own = ([name.casefold() for name in listed] for listed in (stated, class_names))
-    if names == own:
+    names, own = ([name.casefold() for name in listed[1:]] for listed in (stated, class_names))
+    if names == own:  # the background has many names
         return
     if sorted(names) == sorted(own):
         raise ValueError(

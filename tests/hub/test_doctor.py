@@ -98,7 +98,7 @@ BREAKS = {
     "unknown reference": (
         '@optimizer"\n  warm',
         '@optimiser"\n  warm',
-        "lr_scheduler::optimizer",
+        "lr_scheduler",
         "did you mean '@optimizer'",
     ),
     "unknown name": ("split: {_target_: monai_kd.data", "split: {_target_: monai_kd.daten", "split", "daten"),

@@ -5,11 +5,12 @@ PY := $(VENV)/bin/python
 # tiny networks lose to thread overhead; a training may ask for more
 export PYTHONUNBUFFERED := 1
 
+.PRECIOUS: .venv-%/.installed
 .PHONY: help install demo test test-all lint format sync tables docs bench experiments clean
 
 help:
 	@echo "demo        main job on phantoms: teacher, student alone, distilled student, report (about 10 minutes)"
-	@echo "test        the test suite          test-all  also the heavy integration tests"
+	@echo "test        the test suite          test-all  also real servers and heavy packages"
 	@echo "lint        ruff and mypy           format    apply ruff's formatting"
 	@echo "sync        repair the blocks that bundles share, and generated files"
 	@echo "tables      regenerate README and model-card tables from docs/results"
@@ -29,8 +30,18 @@ demo: install
 test: install
 	$(PY) -m pytest -m "not integration and not gpu" --durations 15
 
-test-all: install
+# consumers in environments of their own, with the exact versions that ran together
+CONSUMERS := label deploy nvflare mlflow nnunet
+venv-%: .venv-%/.installed ;
+.venv-%/.installed: docs/constraints/%.txt setup.cfg
+	python3 -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --no-deps --requirement $<
+	$(if $(filter deploy,$*),,.venv-$*/bin/python -m pip install --quiet --no-deps --editable .)
+	@touch $@
+
+test-all: install $(CONSUMERS:%=.venv-%/.installed)
 	$(PY) -m pytest --durations 25
+	.venv-nnunet/bin/python -m pytest tests/teachers/test_nnunet.py
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -99,6 +99,20 @@ def fetch(source: str, bundle_dir: str = ".", name: str = "", version: str = "",
     print(f"fetched: {fetch_bundle(source, bundle_dir, *given)}")
 
 
+def push(bundle: str, repo: str, private: bool = True) -> None:
+    """Upload a bundle to a Hugging Face repository, tag it with its version, and move `latest_version` to it.
+
+    Args:
+        bundle: the bundle's folder.
+        repo: OWNER/NAME; made if it does not exist.
+        private: of a repository that is made. The token is HF_TOKEN or the stored login.
+    """
+    from monai_kd.hub import push_to_hugging_face
+
+    pushed = push_to_hugging_face(bundle, repo, private)
+    print(f"pushed: {pushed.repo} {pushed.version} ({pushed.commit}){', the latest' if pushed.latest else ''}")
+
+
 def materialize(run: str, out: str, bundle: str = "") -> None:
     """Turn a finished training run, with its overlays and overrides, into a bundle of its own that passes `verify`.
 
@@ -220,6 +234,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     verify,
     doctor,
     fetch,
+    push,
     materialize,
     export,
     predict,

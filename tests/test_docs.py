@@ -21,6 +21,7 @@ PAGES = sorted(path for path in (REPOSITORY / "docs").rglob("*.md") if "_build" 
 DOCUMENTS = [*PAGES, *REPOSITORY.glob("*.md"), *(REPOSITORY / "bundles").glob("**/*.md")]
 FOLDERS = ("benchmarks", "bundles", "docs", "monai_kd", "tests")
 
+_OF_MONAI = ("--config_file", "--tracking")  # arguments of `monai.bundle run` itself
 
 def page_id(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
@@ -138,7 +139,7 @@ def test_commands_name_files_and_ids_that_exist(path: Path):
         bundle = own or REPOSITORY / "bundles" / "student"  # it has every file and id of the teacher's
         known = ConfigParser.load_config_files([str(bundle / name) for name in files])
         given = words[words.index("monai.bundle") :]  # before it stand the options of torchrun
-        ids = [word[2:] for word in given if word.startswith("--") and word != "--config_file"]
+        ids = [word[2:] for word in given if word.startswith("--") and word not in _OF_MONAI]
         assert ids, words
         for name in ids:
             assert name.partition("::")[0] in known, f"{page_id(path)}: --{name} is no id of {files}"

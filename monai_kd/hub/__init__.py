@@ -4,6 +4,12 @@ from monai_kd.hub.checksums import write_checksums
 from monai_kd.hub.compare import Comparison, ModelScores, compare_cases, compare_models
 from monai_kd.hub.doctor import Finding, diagnose
 from monai_kd.hub.fetch import fetch_bundle
+from monai_kd.hub.hugging_face_push import (
+    PushedBundle,
+    hugging_face_card,
+    lay_out_for_hugging_face,
+    push_to_hugging_face,
+)
 from monai_kd.hub.index import index_bundles
 from monai_kd.hub.materialize import materialize_run
 from monai_kd.hub.pack import Packed, pack_bundle
@@ -17,14 +23,18 @@ __all__ = [
     "Finding",
     "ModelScores",
     "Packed",
+    "PushedBundle",
     "compare_cases",
     "compare_models",
     "diagnose",
     "fetch_bundle",
+    "hugging_face_card",
     "index_bundles",
+    "lay_out_for_hugging_face",
     "make_teacher",
     "materialize_run",
     "pack_bundle",
+    "push_to_hugging_face",
     "sync_bundles",
     "verify_bundle",
     "write_checksums",

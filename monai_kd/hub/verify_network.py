@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import monai.bundle
 
@@ -48,7 +49,7 @@ def _require_weights(bundle: BundleFolder) -> Path:
     return weights
 
 
-def _inference(bundle: BundleFolder) -> dict[str, str]:
+def _inference(bundle: BundleFolder) -> dict[str, Any]:
     if "network_data_format" not in bundle.metadata:
         raise NotReadable("configs/metadata.json has no 'network_data_format'")
     bundle.config("inference")

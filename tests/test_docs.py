@@ -23,6 +23,7 @@ FOLDERS = ("benchmarks", "bundles", "docs", "monai_kd", "tests")
 
 _OF_MONAI = ("--config_file", "--tracking")  # arguments of `monai.bundle run` itself
 
+
 def page_id(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 

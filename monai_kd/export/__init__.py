@@ -1,16 +1,12 @@
 """Exports for other runtimes, each checked against PyTorch, and prediction with them."""
 
-from monai_kd.export.exporter import LIMITS, ExportResult, export_bundle
+from monai_kd.export.exporter import ExportResult, export_bundle
 from monai_kd.export.onnx import export_onnx, onnx_parity
 from monai_kd.export.parity import Limits, Parity, measure_parity
-from monai_kd.export.predict import ENGINES, predict_images
+from monai_kd.export.predict import predict_images
 from monai_kd.export.runtimes import Runtime, load_runtime
-from monai_kd.export.writers import FORMATS
 
 __all__ = [
-    "ENGINES",
-    "FORMATS",
-    "LIMITS",
     "ExportResult",
     "Limits",
     "Parity",

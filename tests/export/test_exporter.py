@@ -22,11 +22,11 @@ from small_bundle import SMALL_WINDOW, small_network
 
 from monai_kd.__main__ import main
 from monai_kd.data import CaseSplit, case_id
-from monai_kd.export import FORMATS, LIMITS, ExportResult, Limits, export_bundle, load_runtime
-from monai_kd.export.exporter import RECORD
+from monai_kd.export import ExportResult, Limits, export_bundle, load_runtime
+from monai_kd.export.exporter import LIMITS, RECORD
 from monai_kd.export.pipeline import inference_flow
 from monai_kd.export.slicer import slicer_settings
-from monai_kd.export.writers import Job
+from monai_kd.export.writers import FORMATS, Job
 from monai_kd.handlers.provenance import file_sha256
 from monai_kd.teachers import load_teacher
 

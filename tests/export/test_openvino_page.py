@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from monai_kd.__main__ import main
-from monai_kd.export import FORMATS, LIMITS, Limits
+from monai_kd.export import Limits
+from monai_kd.export.exporter import LIMITS
+from monai_kd.export.writers import FORMATS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "how_to" / "openvino.md").read_text(encoding="utf-8")

@@ -12,8 +12,9 @@ import pytest
 from commands import bundle_run
 
 from monai_kd.data import case_id
-from monai_kd.export import ENGINES, ExportResult, predict_images
+from monai_kd.export import ExportResult, predict_images
 from monai_kd.export.exporter import RECORD
+from monai_kd.export.predict import ENGINES
 
 
 def volume(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -178,7 +178,8 @@ def labelled(site: Site) -> Site:
 @pytest.fixture(scope="module")
 def shipped(site: Site) -> str:
     """The sha256 of the student's weights before any training."""
-    return sha256(site.folder / "bundles" / "student" / "models" / "model.pt")
+    site.measured["shipped_sha256"] = sha256(site.folder / "bundles" / "student" / "models" / "model.pt")
+    return site.measured["shipped_sha256"]
 
 
 @pytest.fixture(scope="module")

@@ -434,7 +434,7 @@ def test_the_known_fault_of_batch_infer_with_several_gpus_is_still_there(trained
         time.sleep(0.2)
 
 
-def test_every_command_of_the_page_is_run_here():
+def test_no_block_of_the_page_is_unknown_to_this_file():
     source = Path(__file__).read_text(encoding="utf-8")
     page = Page(PAGE, Path(), Path())
     assert len(page.commands) > 10

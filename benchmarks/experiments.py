@@ -21,7 +21,7 @@ from typing import Any
 
 from bundle_runs import REPOSITORY, finished, run_bundle
 
-from monai_kd.hub import make_teacher
+from monai_kd.hub import make_teacher, write_checksums
 from monai_kd.visualize import curves_figure, load_records, paired_difference, paired_figure, save_figure
 
 RESULTS = REPOSITORY / "docs" / "results" / "hippocampus"
@@ -84,6 +84,7 @@ def publish(run: Run) -> None:
     """Put a finished run's weights and record into its bundle's models folder."""
     for source, target in (("model.pt", "model.pt"), ("run.json", "model.json")):
         shutil.copyfile(run.run_dir / source, run.bundle / "models" / target)
+    write_checksums(run.bundle)
     print(f"published: {run.name} in bundles/{run.bundle.name}/models", flush=True)
 
 
@@ -116,6 +117,7 @@ def main() -> None:
         RESULTS.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(teacher.run_dir / "split.json", RESULTS / "split.json")
         make_teacher(teacher.run_dir, TEACHER, STUDENT / "models" / "teacher")
+        write_checksums(STUDENT)
     if "students" in stages:
         with ThreadPoolExecutor(arguments.workers) as pool:
             list(pool.map(lambda run: run.train(max(1, threads // arguments.workers)), students))

@@ -181,7 +181,7 @@ def compare(bundle: str, a: str, b: str, dataset_dir: str, split_file: str = "",
 
 
 def sync(bundles_dir: str = "bundles", check: bool = False) -> None:
-    """Bring the blocks that bundles share, and infer.json, in line with bundles/_shared and inference.yaml.
+    """Bring shared blocks, infer.json and checksums of bundles in line with bundles/_shared, inference.yaml, weights.
 
     Args:
         bundles_dir: the folder with ``_shared`` and the bundles.

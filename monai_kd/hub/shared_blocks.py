@@ -1,4 +1,4 @@
-"""Keep what bundles share in step: checked copies of protocol sections, and the generated infer.json."""
+"""Keep bundles in step with their sources: copies of protocol sections, the generated infer.json, checksums."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 from monai.bundle import ConfigParser
+
+from monai_kd.hub.checksums import CHECKSUMS, checksums_text, write_checksums
 
 __all__ = ["infer_json", "shared_sections", "sync_bundles"]
 
@@ -29,7 +31,7 @@ def infer_json(bundle: str | Path) -> str:
 
 
 def sync_bundles(bundles_dir: str | Path, check: bool = False) -> list[str]:
-    """Bring every bundle's shared blocks and infer.json in line with their sources.
+    """Bring every bundle's shared blocks, infer.json and checksums in line with their sources.
 
     Args:
         bundles_dir: folder with ``_shared`` and the bundles.
@@ -39,7 +41,7 @@ def sync_bundles(bundles_dir: str | Path, check: bool = False) -> list[str]:
         The files that differed (and, unless ``check``, were rewritten).
 
     Raises:
-        ValueError: a block names a source or section that does not exist.
+        ValueError: a block names a source or section that does not exist, or weights are not those of their record.
     """
     folder = Path(bundles_dir)
     sources = {path.stem: shared_sections(path) for path in sorted((folder / "_shared").glob("*.yaml"))}
@@ -51,6 +53,19 @@ def sync_bundles(bundles_dir: str | Path, check: bool = False) -> list[str]:
             changed.append(str(path))
             if not check:
                 path.write_text(text, encoding="utf-8")
+    return changed + _sync_checksums(folder, check)
+
+
+def _sync_checksums(folder: Path, check: bool) -> list[str]:
+    """List the sha256 of every file in ``models/`` anew where weights lie there; return the lists that differed."""
+    changed = []
+    for weights in sorted(folder.glob("[!_]*/models/model.pt")):
+        bundle = weights.parent.parent
+        path = bundle / CHECKSUMS
+        if not path.is_file() or path.read_text(encoding="utf-8") != checksums_text(bundle):
+            changed.append(str(path))
+            if not check:
+                write_checksums(bundle)
     return changed
 
 

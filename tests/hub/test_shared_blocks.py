@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -137,3 +138,18 @@ def test_drift_in_a_copy_of_the_repositorys_bundles_is_repaired_to_the_byte(repo
     path.write_text(text.replace("overlap: 0.25", "overlap: 0.5"))
     assert sync_bundles(tmp_path) == [str(path)]
     assert path.read_text() == text
+
+
+def test_checksums_follow_the_weights(tmp_path):
+    models = tmp_path / "tiny" / "models"
+    models.mkdir(parents=True)
+    (models / "model.pt").write_bytes(b"weights")
+    (models / "previous").mkdir()
+    (models / "previous" / "model.pt").write_bytes(b"before")
+    listed = models / "checksums.sha256"
+    assert sync_bundles(tmp_path, check=True) == [str(listed)]
+    assert not listed.exists()
+    assert sync_bundles(tmp_path) == [str(listed)]
+    # sha256sum of the seven letters
+    assert listed.read_text() == f"{hashlib.sha256(b'weights').hexdigest()}  model.pt\n"
+    assert sync_bundles(tmp_path) == []

@@ -43,7 +43,7 @@ _SCHEMA = 1
 # What may differ between the two arms of a fair comparison: the method, the seed and where things lie. Everything
 # else in the configuration is the schedule, and its hash must be equal.
 _METHOD_IDS = ("method", "terms", "teacher", "teacher_root", "distiller_def", "distiller")
-_PLACE_IDS = (
+PLACE_IDS = (
     "bundle_root",
     "dataset_dir",
     "split_file",
@@ -54,7 +54,7 @@ _PLACE_IDS = (
     "device",
     "resume",
 )
-_NOT_SCHEDULE = (*_METHOD_IDS, *_PLACE_IDS, "seed", "imports", "skip_bad_cases", "num_workers")  # the split has a hash
+_NOT_SCHEDULE = (*_METHOD_IDS, *PLACE_IDS, "seed", "imports", "skip_bad_cases", "num_workers")  # the split has a hash
 # What must be equal for two evaluations to stand in one table, besides the scored cases themselves.
 _PROTOCOL_IDS = ("class_names", "spacing_mm", "roi_size", "overlap", "amp", "cpu_bfloat16")
 RECORD_KEY = "run_record"
@@ -99,7 +99,7 @@ class _Record:
             "protocol": {"name": protocol},
             "classes": {str(channel): name for channel, name in enumerate(class_names) if channel},
             "config_files": files,
-            "config_hash": config_hash(self.config, _PLACE_IDS),
+            "config_hash": config_hash(self.config, PLACE_IDS),
             "config": self.config,
             **environment(device, bundle_root),
             "network": network_facts(network),
@@ -341,7 +341,7 @@ class EvaluationRecord(_Record):
 
 def refuse_other_run(earlier: Mapping[str, Any], now: Mapping[str, Any], run_dir: str | Path) -> None:
     """Raise ValueError, naming every difference, unless two records speak of the same training."""
-    changed = _differences(earlier["config"], now["config"], _PLACE_IDS)
+    changed = _differences(earlier["config"], now["config"], PLACE_IDS)
     if earlier["protocol"]["split_hash"] != now["protocol"]["split_hash"]:
         changed.append("the cases")
     for name, before, after in (

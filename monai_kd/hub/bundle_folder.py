@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-__all__ = ["BundleFolder", "NotReadable", "leaves"]
+__all__ = ["WRITTEN_LATER", "BundleFolder", "NotReadable", "leaves"]
 
 _CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
-_WRITTEN_BY_RUNS = ("runs", "eval", "models/previous", "models/exported")
+WRITTEN_LATER = ("runs", "eval", "models/previous", "models/exported")  # not the bundle's own
 _COMMAND = re.compile(r"--config_file[\s\\#]+(?:\"?\[(.*?)\]|(\S+))", re.DOTALL)
 _CONFIG_NAME = re.compile(r"configs/([\w.-]+\.(?:json|ya?ml))")
 
@@ -63,7 +63,7 @@ class BundleFolder:
 
     def _belongs(self, path: Path) -> bool:
         hidden = path.name.startswith(".") or path.name == "__pycache__"
-        return not hidden and path.relative_to(self.root).as_posix() not in _WRITTEN_BY_RUNS
+        return not hidden and path.relative_to(self.root).as_posix() not in WRITTEN_LATER
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 
 from monai_kd.handlers import override_problems
 from monai_kd.handlers.provenance import file_sha256, write_json
-from monai_kd.handlers.run_record import _PLACE_IDS as PLACE_IDS
+from monai_kd.handlers.run_record import PLACE_IDS
 from monai_kd.hub.archive import check_bundle_name
 from monai_kd.hub.bundle_folder import BundleFolder, NotReadable
 from monai_kd.hub.checksums import write_checksums
@@ -25,7 +25,7 @@ from monai_kd.hub.config_text import rewrite
 from monai_kd.hub.model_card import data_terms, model_card
 from monai_kd.hub.probe import reason, several_processes
 from monai_kd.hub.shared_blocks import infer_json
-from monai_kd.hub.teacher_folder import _provenance as provenance
+from monai_kd.hub.teacher_folder import provenance
 from monai_kd.hub.verify import verify_bundle
 from monai_kd.teachers import load_report, load_teacher
 

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from monai_kd.hub.archive import METADATA, WEIGHTS, check_bundle_name, check_bundle_version, file_hash, whole_file
+from monai_kd.hub.bundle_folder import WRITTEN_LATER
 
 __all__ = ["Packed", "large_file_entries", "pack_bundle"]
 
-_LEFT_OUT = ("runs", "eval", "models/previous")
 _LARGE_FILES = re.compile(r"large_files[^/]*\.(yml|yaml|json)")
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can state
 
@@ -38,8 +38,8 @@ def pack_bundle(bundle: str | Path, out_dir: str | Path = "dist") -> Packed:
     """Write ``out_dir/NAME_vVERSION.zip``: one top folder, the weights inside, the same bytes on every machine.
 
     Names are sorted, dates and modes fixed, and nothing is compressed: weights hardly shrink, and compressed bytes
-    would depend on the zlib at hand. Left out are ``runs``, ``eval``, ``models/previous``, ``__pycache__``, hidden
-    files, and ``large_files.yml``, whose weights are in the zip.
+    would depend on the zlib at hand. Left out are ``runs``, ``eval``, ``models/previous``, ``models/exported``,
+    ``__pycache__``, hidden files, and ``large_files.yml``, whose weights are in the zip.
 
     Args:
         bundle: the bundle's folder; its name is the zip's top folder. The version is that of configs/metadata.json.
@@ -139,7 +139,7 @@ def _files(folder: Path, root: Path) -> Iterator[Path]:
     """Yield what belongs in the zip, below a folder of the bundle."""
     for path in folder.iterdir():
         relative = path.relative_to(root).as_posix()
-        if path.name.startswith(".") or path.name == "__pycache__" or relative in _LEFT_OUT:
+        if path.name.startswith(".") or path.name == "__pycache__" or relative in WRITTEN_LATER:
             continue
         if folder == root and _LARGE_FILES.fullmatch(path.name):
             continue

@@ -9,7 +9,7 @@ from typing import Any
 
 from monai_kd.handlers.provenance import file_sha256, write_json
 
-__all__ = ["make_teacher"]
+__all__ = ["make_teacher", "provenance"]
 
 _DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
 
@@ -38,7 +38,7 @@ def make_teacher(run_dir: str | Path, bundle_root: str | Path, out: str | Path) 
     if record.get("kind") != "training" or record["network"].get("weights_sha256") != file_sha256(weights):
         raise ValueError(f"the record in '{run}' is not of the training that wrote its model.pt; train again")
     metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    metadata["provenance"] = _provenance(record)
+    metadata["provenance"] = provenance(record)
     network_def = record["config"]["network_def"]
     if "@" in (text := json.dumps(network_def)) or '"$' in text:
         raise ValueError(f"network_def of '{run}' refers to other ids of its configuration: {text}; write it out")
@@ -62,6 +62,7 @@ def _read_record(run: Path) -> dict[str, Any]:
     raise FileNotFoundError(f"'{run}' has no run.json (or model.json); give the folder of a finished training")
 
 
-def _provenance(record: dict[str, Any]) -> dict[str, Any]:
+def provenance(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a training record says of its weights, for the metadata of a bundle that carries them on."""
     names = ("run_id", "bundle", "method", "seed", "commit", "network", "best_epoch", "best_metric")
     return {name: record[name] for name in names}

@@ -32,7 +32,7 @@ from monai_kd.data import make_phantoms
 
 pytestmark = pytest.mark.integration
 
-CONSTRAINTS = REPOSITORY / "docs" / "constraints" / "monai_label.txt"
+CONSTRAINTS = REPOSITORY / "docs" / "constraints" / "label.txt"
 PAGE = REPOSITORY / "docs" / "how_to" / "monai_label.md"
 NAMES = "Names on this page"
 LABELS = {"anterior": 1, "posterior": 2}

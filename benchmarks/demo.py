@@ -30,7 +30,7 @@ from monai_kd.visualize.tables import results_table
 
 TEACHER, STUDENT = REPOSITORY / "bundles" / "teacher", REPOSITORY / "bundles" / "student"
 # half of the released teacher's width, and one patch a step: trains in minutes on 2 cores
-TEACHER_FILTERS = [16, 32, 64, 96]
+TEACHER_FILTERS = [16, 32, 64, 128]
 OWN_FOLDERS = ("data", "runs", "scores", "teacher", "student", "predictions", "pictures", "logs", "test_images")
 ARMS = {"baseline": ["train.yaml", "baseline.yaml"], "distilled": ["train.yaml"]}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ class CaseCheck:
         self.class_names = list(class_names)
         self.skip_bad_cases = skip_bad_cases
         self.progress = progress
+        self._passed: set[tuple[str, str]] = set()  # image and label
 
     def __call__(self, dataset_dir: str | os.PathLike[str], cases: dict[str, dict[str, str]]) -> dict[str, list[str]]:
         """Return the problems of every bad case by its id; empty if all cases can be used.
@@ -104,6 +105,33 @@ class CaseCheck:
             ValueError: there are bad cases and ``skip_bad_cases`` is False, or ``dataset.json`` has the classes in
                 another order.
         """
+        bad = self._bad(dataset_dir, cases)
+        if bad and not self.skip_bad_cases:
+            raise ValueError(
+                f"{len(bad)} of {len(cases)} cases in '{dataset_dir}' cannot be used:\n{_listing(bad)}\n"
+                "Mend or remove them, or pass --skip_bad_cases True to go on without them."
+            )
+        if bad:
+            _logger.warning("%d of %d cases are left out:\n%s", len(bad), len(cases), _listing(bad))
+        return bad
+
+    def check_lists(self, dataset_dir: str | os.PathLike[str], *lists: Sequence[Mapping[str, Any]]) -> None:
+        """Check data lists that may come from elsewhere than a split: from MONAI Label or a federated client.
+
+        Args:
+            dataset_dir: folder whose cache of findings is used.
+            lists: items with paths under ``image`` and ``label``; what was checked before is not read again.
+
+        Raises:
+            ValueError: there are bad cases; in a list they cannot be skipped.
+        """
+        items = [{role: os.fspath(item[role]) for role in ("image", "label")} for part in lists for item in part]
+        new = [item for item in items if (item["image"], item["label"]) not in self._passed]
+        if new and (bad := self._bad(dataset_dir, {item["image"]: item for item in new})):
+            raise ValueError(f"{len(bad)} of {len(new)} listed cases cannot be used:\n{_listing(bad)}")
+
+    def _bad(self, dataset_dir: str | os.PathLike[str], cases: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+        """The problems of every bad case; of several processes the first one reads."""
         self._compare_class_names(Path(dataset_dir))
         found: list[Any] = [None]
         several = dist.is_available() and dist.is_initialized()
@@ -112,13 +140,7 @@ class CaseCheck:
         if several:
             dist.broadcast_object_list(found)
         bad: dict[str, list[str]] = found[0]
-        if bad and not self.skip_bad_cases:
-            raise ValueError(
-                f"{len(bad)} of {len(cases)} cases in '{dataset_dir}' cannot be used:\n{_listing(bad)}\n"
-                "Mend or remove them, or pass --skip_bad_cases True to go on without them."
-            )
-        if bad:
-            _logger.warning("%d of %d cases are left out:\n%s", len(bad), len(cases), _listing(bad))
+        self._passed |= {(case["image"], case["label"]) for name, case in cases.items() if name not in bad}
         return bad
 
     def _find(self, dataset_dir: str | os.PathLike[str], cases: dict[str, dict[str, str]]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_kd.data import CaseCheck, CaseSplit, labelled_cases
+from monai_kd.data import CaseCheck, CaseSplit, checks, labelled_cases
 from monai_kd.data.checks import case_problems
 from monai_kd.data.volumes import VolumeFacts
 
@@ -172,6 +172,21 @@ def test_other_class_names_are_a_warning(folder, caplog, labels, warned):
     with caplog.at_level(logging.WARNING):
         CaseSplit(str(folder), check=CaseCheck(1, CLASSES, progress=False)).cases("train")
     assert ("names the classes" in caplog.text) == warned
+
+
+def test_lists_from_elsewhere_are_checked_and_split_cases_not_twice(folder, monkeypatch):
+    check = CaseCheck(1, CLASSES, progress=False)
+    listed = CaseSplit(str(folder), check=check).cases("all")
+    read = []
+    whole = checks.read_volumes
+    monkeypatch.setattr(checks, "read_volumes", lambda *given: read.append(len(given[1])) or whole(*given))
+    check.check_lists(folder, listed[:2], listed[2:])
+    assert read == []
+    rewrite(Path(listed[0]["label"]), with_value_7)
+    other = CaseCheck(1, CLASSES, skip_bad_cases=True, progress=False)
+    with pytest.raises(ValueError, match="1 of 3 listed cases cannot be used") as caught:
+        other.check_lists(folder, listed[:3])  # nothing can be left out of a list
+    assert f"{listed[0]['image']}: label has the values 7" in str(caught.value)
 
 
 def test_a_broken_dataset_json_is_named(folder):

@@ -406,6 +406,7 @@ def test_a_label_with_a_class_that_the_bundle_lacks_ends_a_training_and_nothing_
     trained.json("Save a corrected label", I=case)
     task = trained.train_with(max_epochs=1, val_split=0.25)
     assert task["status"] == "ERROR", "\n".join(task["details"])
+    assert "label has the values 9; the classes are 0 to 2" in "\n".join(task["details"])
     assert sha256(trained.student / "models" / "model.pt") == weights
     shutil.copy(trained.folder / "truth" / f"{case}.nii.gz", trained.folder / "corrected.nii.gz")
     trained.json("Save a corrected label", I=case)

@@ -5,6 +5,8 @@ Every command prints what it did. A mistake of input ends in one line on standar
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -37,7 +39,7 @@ def index(*zips: str, base_url: str = "", out: str = "models/model_info.json") -
     """
     from monai_kd.hub import index_bundles
 
-    for name in index_bundles([str(path) for path in zips], base_url, out):
+    for name in index_bundles(list(zips), base_url, out):
         print(f"indexed: {name}")
 
 
@@ -94,9 +96,7 @@ def fetch(source: str, bundle_dir: str = ".", name: str = "", version: str = "",
     """
     from monai_kd.hub import fetch_bundle
 
-    # fire makes numbers of digits: a sha256 of zeros must not count as none
-    given = [None if value == "" else str(value) for value in (name, version, sha256)]
-    print(f"fetched: {fetch_bundle(source, bundle_dir, *given)}")
+    print(f"fetched: {fetch_bundle(source, bundle_dir, name or None, version or None, sha256 or None)}")
 
 
 def push(bundle: str, repo: str, private: bool = True) -> None:
@@ -140,8 +140,7 @@ def export(bundle: str, formats: str = "onnx", out_dir: str = "", images: str = 
     """
     from monai_kd.export import export_bundle
 
-    wanted = [str(name) for name in formats] if isinstance(formats, (tuple, list)) else formats.split(",")
-    for result in export_bundle(bundle, wanted, out_dir or None, images or None, ckpt or None):
+    for result in export_bundle(bundle, formats.split(","), out_dir or None, images or None, ckpt or None):
         print(
             f"exported: {result.path} ({result.size / 1e6:.2f} MB), max logit difference "
             f"{result.max_logit_difference:.2e}, Dice between its labels and PyTorch's {result.dice:.4f}"
@@ -184,7 +183,7 @@ def sync(bundles_dir: str = "bundles", check: bool = False) -> None:
     """Bring shared blocks, infer.json and checksums of bundles in line with bundles/_shared, inference.yaml, weights.
 
     Args:
-        bundles_dir: the folder with ``_shared`` and the bundles.
+        bundles_dir: the folder with ``_shared`` and the bundles, or one bundle.
         check: only report; exit code 1 if anything differs.
     """
     from monai_kd.hub import sync_bundles
@@ -245,9 +244,33 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 
 
+def _as_written(command: Callable[..., None]) -> Callable[..., Any]:
+    """Keep texts as they were written: fire would make numbers of a folder 1e5, a sha256 of digits, a version."""
+    texts = {name: str for name, item in inspect.signature(command).parameters.items() if item.annotation == "str"}
+    return fire.decorators.SetParseFns(**texts)
+
+
+def _refuse_unknown_options(arguments: list[str]) -> None:
+    """Refuse an option that a command does not have before the command runs; fire would say so only afterwards."""
+    commands = {command.__name__: command for command in COMMANDS}
+    if not arguments or arguments[0] not in commands:
+        return
+    known = list(inspect.signature(commands[arguments[0]]).parameters)
+    for word in arguments[1:]:
+        if word == "--":
+            return
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and name not in (*known, *(f"no{item}" for item in known), "help"):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean --{near[0]}?" if near else f"known: {', '.join(f'--{item}' for item in known)}"
+            print(f"error: {arguments[0]} has no option --{name}; {hint}", file=sys.stderr)
+            sys.exit(1)
+
+
 def _in_one_line(command: Callable[..., None]) -> Callable[..., None]:
     """Turn errors that speak of the input into one line and exit code 1; anything else is a defect and shows itself."""
 
+    @_as_written(command)
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
@@ -261,6 +284,7 @@ def _in_one_line(command: Callable[..., None]) -> Callable[..., None]:
 
 def main() -> None:
     """Run the command that the command line names."""
+    _refuse_unknown_options(sys.argv[1:])
     fire.Fire({command.__name__: _in_one_line(command) for command in COMMANDS}, name="monai_kd")
 
 

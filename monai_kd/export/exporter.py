@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from monai_kd.data import CaseSplit, case_id
 from monai_kd.export.parity import Limits, Parity, measure_parity
 from monai_kd.export.pipeline import Sample, bundle_metadata, find_images, quiet, record_windows, window_size
+from monai_kd.export.record import RECORD, read_record
 from monai_kd.export.runtimes import load_runtime
 from monai_kd.export.writers import FORMATS, Job
 from monai_kd.handlers.provenance import file_sha256, write_json
@@ -27,7 +27,6 @@ from monai_kd.teachers import load_teacher
 
 __all__ = ["LIMITS", "RECORD", "ExportResult", "export_bundle", "exported_dir"]
 
-RECORD = "export.json"
 _EXACT = Limits(max_logit_difference=1e-3, min_dice=0.99)
 LIMITS: dict[str, Limits] = {
     **dict.fromkeys(FORMATS, _EXACT),
@@ -87,36 +86,39 @@ def export_bundle(
 ) -> list[ExportResult]:
     """Export a bundle's network; each file is compared with PyTorch and kept only if it agrees.
 
-    The comparison runs on the windows that the bundle's own preprocessing and inferer cut from ``images``, else on
-    seeded noise of two sizes. An older export of a format stays until the new one has passed. ``export.json`` beside
+    The comparison runs on windows that the bundle's own preprocessing and inferer cut from ``images``, at most 64 and
+    as many of each image, else on seeded noise of two sizes. An older export of a format stays until the new one has passed. ``export.json`` beside
     the files records sizes, hashes, versions and the comparison.
 
     Args:
         bundle: the bundle's folder.
-        formats: names in :data:`FORMATS`.
+        formats: names in :data:`FORMATS`; one given twice is exported once.
         out_dir: folder for the files; None is ``BUNDLE/models/exported``.
         images: NIfTI file or folder. Of the ``imagesTr`` of an MSD folder only the training cases of the bundle's own
             split are used, so that no test case calibrates anything.
         ckpt: weights; None is ``BUNDLE/models/model.pt``.
-        parity_images: so many images check an export.
+        parity_images: so many images check an export, at most 64.
         calibration_images: so many others calibrate INT8; with a single image, that one does both, and the record
             says so.
         limits: per format what it may differ by, in place of :data:`LIMITS`.
 
     Raises:
         FileNotFoundError: bundle, weights or images missing.
-        ValueError: an unknown format, INT8 without images, or a bundle that a format cannot hold.
+        ValueError: an unknown format, INT8 without images, a bundle that a format cannot hold, or a damaged
+            export.json.
         ImportError: a package is missing.
-        RuntimeError: an export does not agree with PyTorch; it leaves no file.
+        RuntimeError: an export does not agree with PyTorch, or INT8 was compared on background alone; it leaves no
+            file.
     """
-    root, wanted = Path(bundle).resolve(), [name.strip() for name in formats]
-    _check_request(root, wanted, images, (parity_images, calibration_images))
+    root = Path(bundle).resolve()
+    wanted = _check_request(root, formats, images, (parity_images, calibration_images))
     weights = Path(ckpt).resolve() if ckpt else root / "models" / "model.pt"
     if not weights.is_file():
         raise FileNotFoundError(f"weights '{weights}' do not exist")
     network = load_teacher(root, weights=weights)
     chosen = _choose(root, images, parity_images, calibration_images)
     target = Path(out_dir) if out_dir else exported_dir(root)
+    read_record(target)  # a damaged one is found before minutes of work
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target) as work:
         job = Job(root, network, weights, bundle_metadata(root), window_size(root), Path(work))
@@ -128,8 +130,10 @@ def export_bundle(
         return [_export_one(name, job, samples, chosen, target, allowed[name]) for name in wanted]
 
 
-def _check_request(root: Path, wanted: Sequence[str], images: str | Path | None, counts: Sequence[int]) -> None:
+def _check_request(root: Path, formats: Sequence[str], images: str | Path | None, counts: Sequence[int]) -> list[str]:
+    """Return the formats, each once."""
     bundle_metadata(root)
+    wanted = list(dict.fromkeys(name.strip() for name in formats))
     if unknown := [name for name in wanted if name not in FORMATS]:
         raise ValueError(f"format '{unknown[0]}' is unknown; known: {', '.join(FORMATS)}")
     if not wanted:
@@ -140,13 +144,14 @@ def _check_request(root: Path, wanted: Sequence[str], images: str | Path | None,
         raise ValueError("openvino-int8 is calibrated on real images: give --images, a folder of them")
     if "tensorrt" in wanted and not torch.cuda.is_available():
         raise RuntimeError("tensorrt needs an NVIDIA GPU, and PyTorch finds none here; export on the GPU machine")
+    return wanted
 
 
 def _choose(root: Path, images: str | Path | None, parity: int, calibration: int) -> _Images:
     if images is None:
         return _Images([], [])
     found = _without_test_cases(root, find_images(images))
-    count = min(parity, max(1, len(found) // 2))
+    count = min(parity, _MOST_PARITY_WINDOWS, max(1, len(found) // 2))  # so that each gives a window
     return _Images(found[:count], found[count : count + calibration] or found)
 
 
@@ -199,9 +204,10 @@ def _export_one(
     folder.mkdir()
     drafts = FORMATS[name].write(job, folder)
     parity = _check(name, job, drafts[0], samples, limits)
+    others = read_record(target)  # before anything is replaced
     _install(drafts, target)
     files = [target / draft.name for draft in drafts]
-    _record(name, job, files, parity, limits, chosen, target)
+    write_json(target / RECORD, {**others, name: _entry(name, job, files, parity, limits, chosen)})
     size = sum(path.stat().st_size for path in files)
     return ExportResult(name, files[0], size, parity.max_logit_difference, parity.dice)
 
@@ -240,12 +246,10 @@ def _install(drafts: Sequence[Path], target: Path) -> None:
         raise
 
 
-def _record(
-    name: str, job: Job, files: Sequence[Path], parity: Parity, limits: Limits, chosen: _Images, target: Path
-) -> None:
-    """Enter an export into export.json."""
-    path = target / RECORD
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _entry(
+    name: str, job: Job, files: Sequence[Path], parity: Parity, limits: Limits, chosen: _Images
+) -> dict[str, Any]:
+    """Return what export.json says of an export."""
     entry: dict[str, Any] = {
         "files": [{"name": file.name, "size": file.stat().st_size, "sha256": file_sha256(file)} for file in files],
         "size": sum(file.stat().st_size for file in files),
@@ -261,7 +265,7 @@ def _record(
             "windows": len(job.calibration),
             "also_in_parity": chosen.shared,
         }
-    write_json(path, {**content, name: entry})
+    return entry
 
 
 def _version(package: str) -> str | None:

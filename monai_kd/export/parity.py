@@ -22,12 +22,14 @@ class Parity:
         label_agreement: fraction of voxels with equal labels, 0 to 1.
         dice: Dice between the labels, mean over the foreground classes that either has; voxels of all windows pooled.
         windows: number of inputs compared.
+        foreground: fraction of voxels that either labels as foreground, 0 to 1; without any, ``dice`` is 1.
     """
 
     max_logit_difference: float
     label_agreement: float
     dice: float
     windows: int
+    foreground: float
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Limits:
     """What an export may differ by.
 
     Attributes:
-        max_logit_difference: logit units; None judges by ``min_dice`` alone.
+        max_logit_difference: logit units; None judges by ``min_dice`` alone, which takes some foreground.
         min_dice: Dice between its labels and PyTorch's, 0 to 1.
     """
 
@@ -47,6 +49,11 @@ class Limits:
         most = self.max_logit_difference
         if not (parity.max_logit_difference <= (torch.inf if most is None else most)):
             return f"differs from PyTorch by {parity.max_logit_difference:.2e} logits, more than {most or 0:.0e}"
+        if most is None and self.min_dice > 0 and not parity.foreground:
+            return (
+                f"cannot be judged: it and PyTorch find background alone in all {parity.windows} windows compared; "
+                "give images that show the classes, or more of them"
+            )
         if not (parity.dice >= self.min_dice):
             return f"has a Dice of {parity.dice:.4f} between its labels and PyTorch's, less than {self.min_dice}"
         return None
@@ -76,7 +83,8 @@ def measure_parity(runtime: nn.Module, samples: Sequence[Sample]) -> Parity:
         confusion = confusion + _confusion(expected, got)
     assert isinstance(confusion, Tensor)
     equal = confusion.diagonal().sum() / confusion.sum()
-    return Parity(float(largest), float(equal), _dice(confusion), len(samples))
+    foreground = 1 - confusion[0, 0] / confusion.sum()
+    return Parity(float(largest), float(equal), _dice(confusion), len(samples), float(foreground))
 
 
 def _confusion(expected: Tensor, got: Tensor) -> Tensor:

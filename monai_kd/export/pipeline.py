@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,20 @@ Sample = tuple[Tensor, Tensor]
 _ENDINGS = (".nii.gz", ".nii")
 
 
-class _EnoughWindows(Exception):
-    """Raised inside an inferer when no further window is wanted."""
+class _Windows(nn.Module):
+    """Stand in for a network: count the windows, keep those of some numbers, and answer zeros."""
 
-
-class _Recorder(nn.Module):
-    """Run a network and keep its inputs and outputs."""
-
-    def __init__(self, network: nn.Module, most: int) -> None:
+    def __init__(self, wanted: Collection[int] = ()) -> None:
         super().__init__()
-        self.network = network
-        self.most = most
-        self.samples: list[Sample] = []
+        self.wanted = wanted
+        self.count = 0
+        self.kept: list[Tensor] = []
 
     def forward(self, window: Tensor) -> Tensor:
-        if len(self.samples) >= self.most:
-            raise _EnoughWindows
-        plain = torch.as_tensor(window.detach().clone().numpy())  # no MetaTensor
-        logits: Tensor = self.network(plain)
-        self.samples.append((plain, logits.detach().float().clone()))  # inferers weight their windows in place
-        return logits
+        if self.count in self.wanted:
+            self.kept.append(torch.as_tensor(window.detach().clone().numpy()))  # no MetaTensor
+        self.count += 1
+        return torch.zeros(len(window), 1, *window.shape[2:])
 
 
 @contextmanager
@@ -127,27 +121,30 @@ def find_images(path: str | Path) -> list[Path]:
     return found
 
 
-def record_windows(bundle: str | Path, network: nn.Module, images: Iterable[Path], most: int) -> list[Sample]:
-    """Run the bundle's preprocessing and sliding window on images and keep what the network saw and answered.
+def record_windows(bundle: str | Path, network: nn.Module, images: Sequence[Path], most: int) -> list[Sample]:
+    """Cut windows from images by the bundle's preprocessing and sliding window, and keep the network's answers.
+
+    Every image gives an equal share of the windows, spread evenly over it, or all it has if those are fewer.
 
     Args:
         bundle: the bundle's folder.
         network: the network, on the CPU and in evaluation mode.
         images: image files.
-        most: so many windows at most.
+        most: so many windows at most; with more images than that, one of each.
     """
-    recorder = _Recorder(network, most).eval()
-    flow = inference_flow(bundle, network=recorder, device="cpu", load_pretrain=False)
+    flow = inference_flow(bundle, network=nn.Identity(), device="cpu", load_pretrain=False)
     preprocessing = flow.parser.get_parsed_content("preprocessing")
     inferer = flow.parser.get_parsed_content("inferer")
+    samples: list[Sample] = []
     for path in images:
-        image = preprocessing({"image": str(path)})["image"]
-        try:
-            with torch.inference_mode():
-                inferer(image[None], recorder)
-        except _EnoughWindows:
-            break
-    return recorder.samples
+        image = preprocessing({"image": str(path)})["image"][None]
+        with torch.inference_mode():
+            inferer(image, found := _Windows())
+            share = min(found.count, max(1, most // len(images)))
+            middles = {(2 * part + 1) * found.count // (2 * share) for part in range(share)}
+            inferer(image, chosen := _Windows(middles))
+            samples += [(window, network(window).float()) for window in chosen.kept]
+    return samples
 
 
 def window_size(bundle: str | Path) -> tuple[int, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from monai_kd.export.exporter import RECORD, exported_dir
+from monai_kd.export.exporter import exported_dir
 from monai_kd.export.pipeline import find_images, inference_flow, quiet
+from monai_kd.export.record import recorded_export
 from monai_kd.export.runtimes import load_runtime
 from monai_kd.handlers.provenance import file_sha256
 
@@ -113,8 +113,8 @@ def _model_file(root: Path, engine: str, model: str | Path | None) -> Path:
     else:
         path = root / "models" / name if engine == "pytorch" else exported_dir(root) / name
     if not path.is_file():
-        exporting = "" if engine == "pytorch" or model else f"; write it by: monai_kd export {root} --formats {engine}"
-        raise FileNotFoundError(f"model '{path}' does not exist{exporting}")
+        hint = f"; write it by: python -m monai_kd export {root} --formats {engine}"
+        raise FileNotFoundError(f"model '{path}' does not exist{'' if engine == 'pytorch' or model else hint}")
     if model is None and engine != "pytorch":
         _refuse_stale(root, path)
     return path
@@ -122,12 +122,8 @@ def _model_file(root: Path, engine: str, model: str | Path | None) -> Path:
 
 def _refuse_stale(root: Path, path: Path) -> None:
     """Refuse an export of weights that the bundle no longer has."""
-    record, weights = path.with_name(RECORD), root / "models" / "model.pt"
-    if not record.is_file() or not weights.is_file():
-        return
-    entries = json.loads(record.read_text(encoding="utf-8")).values()
-    known = [entry["weights_sha256"] for entry in entries if entry["files"][0]["name"] == path.name]
-    if known and known[0] != file_sha256(weights):
+    entry, weights = recorded_export(path), root / "models" / "model.pt"
+    if entry and weights.is_file() and entry["weights_sha256"] != file_sha256(weights):
         raise ValueError(
             f"'{path}' was exported from other weights than '{weights}': export again, or name it by --model"
         )

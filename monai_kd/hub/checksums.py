@@ -53,7 +53,7 @@ def checksum_problems(bundle: BundleFolder) -> list[str]:
     """Return how the files in ``models/`` differ from the list, one line each."""
     path = bundle.root / CHECKSUMS
     if not path.is_file():
-        return [f"{CHECKSUMS} is missing: write it by `python -m monai_kd sync`"]
+        return [f"{CHECKSUMS} is missing: write it by `python -m monai_kd sync BUNDLE`"]
     text = path.read_bytes().decode("utf-8", errors="replace")
     lines = [_LINE.fullmatch(line) for line in text.split("\n")[:-1]]
     if not lines or not text.endswith("\n") or None in lines:
@@ -65,6 +65,8 @@ def checksum_problems(bundle: BundleFolder) -> list[str]:
     for name in sorted(found.keys() & listed.keys()):
         if (sha256 := file_sha256(found[name])) != listed[name]:
             problems.append(f"models/{name} has sha256 {sha256[:12]}..., {CHECKSUMS} says {listed[name][:12]}...")
+    if problems:
+        problems[-1] += "; damaged, or trained anew: then `python -m monai_kd sync BUNDLE` lists the files as they are"
     return problems
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +16,13 @@ from monai.bundle import ConfigWorkflow
 from torch import Tensor, nn
 
 from monai_kd.export import Runtime, load_runtime
-from monai_kd.export.exporter import RECORD
-from monai_kd.export.pipeline import quiet
+from monai_kd.export.exporter import exported_dir
+from monai_kd.export.pipeline import bundle_metadata, quiet
+from monai_kd.export.record import recorded_export
 from monai_kd.handlers import CaseScores
+from monai_kd.handlers.provenance import file_sha256
 from monai_kd.teachers import load_report, load_teacher
+from monai_kd.teachers.facts import read_facts
 from monai_kd.visualize.statistics import bootstrap_interval
 
 __all__ = ["Comparison", "ModelScores", "compare_cases", "compare_models"]
@@ -189,14 +192,18 @@ def compare_cases(
 
     Raises:
         FileNotFoundError: bundle, model, data or split missing.
-        ValueError: a model that cannot be loaded, an unknown section, or a section without cases.
+        ValueError: a model that cannot be loaded, a bundle of another task, an export of earlier weights, an unknown
+            section, or a section without cases.
     """
     root = Path(bundle).resolve()
     for name in _FILES:
         if not (root / "configs" / name).is_file():
             raise FileNotFoundError(f"'{root}' has no configs/{name}, which says how its models are scored")
     count = threads or torch.get_num_threads()
-    models = [_load(path, root, count) for path in (a, b)]
+    task = _task(root, _evaluation(root, nn.Identity(), dataset_dir, split_file, section))
+    models = [_load(path, root, task, count) for path in (a, b)]
+    _refuse_stale(root, [(Path(path), network) for path, (network, _) in zip((a, b), models, strict=True)])
+    models[0][1].name, models[1][1].name = _names(a, b)
     flows = [_evaluation(root, network, dataset_dir, split_file, section) for network, _ in models]
     cases: list[dict[str, str]] = flows[0].parser.get_parsed_content("validate::dataset::data")
     class_names: list[str] = list(flows[0].parser.get_parsed_content("class_names"))
@@ -215,10 +222,52 @@ def compare_cases(
     return Comparison(models[0][1], models[1][1], class_names[1:], equal / total, count)
 
 
-def _load(model: str | Path, root: Path, threads: int) -> tuple[nn.Module, ModelScores]:
+def _task(root: Path, flow: ConfigWorkflow) -> dict[str, Any]:
+    """Return what the bundle asks of a network, as settings of ``load_teacher``, which checks another bundle by them."""
+    facts = read_facts(root)
+    stated = {name: flow.parser.get_parsed_content(name) for name in ("in_channels", "roi_size") if name in flow.parser}
+    return {
+        "class_names": list(flow.parser.get_parsed_content("class_names")),
+        "in_channels": stated.get("in_channels", facts.channels),
+        "patch_size": stated.get("roi_size"),
+        "spacing_mm": facts.spacing_mm,
+        "orientation": facts.orientation,
+        "student_metadata": bundle_metadata(root),
+    }
+
+
+def _names(a: str | Path, b: str | Path) -> tuple[str, str]:
+    """Return the names of two files or folders, with as many of their parents as tell them apart."""
+    first, second = (Path(os.path.abspath(path)).parts for path in (a, b))
+    lengths = range(1, max(len(first), len(second)) + 1)
+    length = next((length for length in lengths if first[-length:] != second[-length:]), 1)
+    return str(Path(*first[-length:])), str(Path(*second[-length:]))
+
+
+def _refuse_stale(root: Path, models: Sequence[tuple[Path, nn.Module]]) -> None:
+    """Refuse an export whose weights are neither its bundle's nor those of the other model: two trainings differ."""
+    hashes = [_weights_sha256(path, network) for path, network in models]
+    for (path, _), own, other in zip(models, hashes, reversed(hashes), strict=True):
+        folder = path.absolute().parent
+        in_place = folder == exported_dir(folder.parent.parent)
+        weights = (folder.parent if in_place else root / "models") / "model.pt"
+        exported = path.is_file() and recorded_export(path) is not None
+        if exported and weights.is_file() and own not in (other, file_sha256(weights)):
+            raise ValueError(f"'{path}' was exported from other weights than '{weights}': export again")
+
+
+def _weights_sha256(path: Path, network: nn.Module) -> str | None:
+    """Return the hash of the weights behind a model; None if nothing tells."""
+    if path.is_dir() or path.suffix in (".pt", ".pth"):
+        return load_report(network).sha256
+    entry = recorded_export(path)
+    return str(entry["weights_sha256"]) if entry else None
+
+
+def _load(model: str | Path, root: Path, task: Mapping[str, Any], threads: int) -> tuple[nn.Module, ModelScores]:
     path = Path(model)
     if path.is_dir():
-        network = load_teacher(path)
+        network = load_teacher(path, **task)
         weights = load_report(network).weights
         size = sum(file.stat().st_size for file in ([weights] if weights else path.rglob("*")) if file.is_file())
         return network, ModelScores(path.resolve().name, size, _count(network))
@@ -236,13 +285,8 @@ def _count(network: nn.Module) -> int:
 
 def _recorded_parameters(path: Path) -> int | None:
     """Look an export up in the record that ``export`` left beside it."""
-    record = path.with_name(RECORD)
-    if not record.is_file():
-        return None
-    for entry in json.loads(record.read_text(encoding="utf-8")).values():
-        if entry["files"][0]["name"] == path.name:
-            return int(entry["parameters"])
-    return None
+    entry = recorded_export(path)
+    return int(entry["parameters"]) if entry else None
 
 
 def _evaluation(

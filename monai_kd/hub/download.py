@@ -34,6 +34,11 @@ class _BrokenOff(Exception):
     """The connection ended before the file did; a further attempt may go on from there."""
 
 
+def shown(url: str) -> str:
+    """Return an address without its query, which may hold a token."""
+    return urllib.parse.urlsplit(url)._replace(query="", fragment="").geturl()
+
+
 def timeout_s() -> float:
     """Return how many seconds a server may stay silent: 30, or what MONAI_KD_TIMEOUT says."""
     text = os.environ.get("MONAI_KD_TIMEOUT", "30")
@@ -53,9 +58,9 @@ def read_address(url: str) -> bytes:
         try:
             content: bytes = response.read(_SMALL + 1)
         except (OSError, http.client.HTTPException) as error:
-            raise OSError(f"cannot read {url}: {reason(error)}") from error
+            raise OSError(f"cannot read {shown(url)}: {reason(error)}") from error
     if len(content) > _SMALL:
-        raise OSError(f"{url} has more than {_SMALL / 1e6:.0f} MB; that is no download index")
+        raise OSError(f"{shown(url)} has more than {_SMALL / 1e6:.0f} MB; that is no download index")
     return content
 
 
@@ -82,7 +87,7 @@ def download(url: str, part: Path) -> None:
         except _BrokenOff as error:
             if attempt == _ATTEMPTS:
                 raise OSError(
-                    f"download of {url} broke off {_ATTEMPTS} times, the last time {error}; "
+                    f"download of {shown(url)} broke off {_ATTEMPTS} times, the last time {error}; "
                     "run the same command again to go on"
                 ) from error
             time.sleep(_PAUSE_S * attempt)
@@ -139,7 +144,8 @@ def _opened_part(url: str, part: Path, have: int) -> Iterator[Any]:
         with part.open("ab" if have else "wb") as file:
             yield file
     except OSError as error:
-        raise OSError(error.errno, f"download of {url} to '{part}' stopped: {error.strerror or error}") from error
+        message = f"download of {shown(url)} to '{part}' stopped: {error.strerror or error}"
+        raise OSError(error.errno, message) from error
 
 
 @contextmanager
@@ -153,11 +159,11 @@ def _opened(url: str, headers: dict[str, str]) -> Iterator[Any]:
         if error.code != 416:
             error.close()
             kind = FileNotFoundError if error.code in (404, 410) else OSError
-            raise kind(f"cannot download {url}: HTTP {error.code} {error.reason}") from error
+            raise kind(f"cannot download {shown(url)}: HTTP {error.code} {error.reason}") from error
         response = error
     except (OSError, ValueError, http.client.HTTPException) as error:
         kind = FileNotFoundError if isinstance(getattr(error, "reason", None), FileNotFoundError) else OSError
-        raise kind(f"cannot download {url}: {reason(error)}") from error
+        raise kind(f"cannot download {shown(url)}: {reason(error)}") from error
     with response:
         yield response
 
@@ -181,8 +187,8 @@ def _require_room(url: str, part: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise OSError(
             errno.ENOSPC,
-            f"{url} has {num_bytes / 1e6:.0f} MB to download and the disk of '{part.parent}' has {free / 1e6:.0f} MB "
-            "free; make room or choose another --bundle_dir",
+            f"{shown(url)} has {num_bytes / 1e6:.0f} MB to download and the disk of '{part.parent}' has "
+            f"{free / 1e6:.0f} MB free; make room or choose another --bundle_dir",
         )
 
 

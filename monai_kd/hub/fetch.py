@@ -27,7 +27,7 @@ from monai_kd.hub.archive import (
     read_metadata,
     read_packed,
 )
-from monai_kd.hub.download import download, forget, read_address, reason, timeout_s
+from monai_kd.hub.download import download, forget, read_address, reason, shown, timeout_s
 from monai_kd.hub.hugging_face import download_snapshot
 from monai_kd.hub.index import parse_index, split_entry
 from monai_kd.hub.pack import large_file_entries
@@ -134,7 +134,7 @@ def _resolve_github(source: str, name: str | None, version: str | None, given: d
     except FileNotFoundError:
         if version is None:
             raise
-        print(f"note: there is no index at {index_url}")  # then only a given sha256 can be compared
+        print(f"note: there is no index at {shown(index_url)}")  # then only a given sha256 can be compared
         index = {}
     if version is None:
         name, version = _choose(index, index_url, name, version)
@@ -204,8 +204,8 @@ def _check_hashes(wanted: _Wanted, part: Path) -> None:
     for kind, expected in wanted.hashes.items():
         if found[kind] != expected:
             raise ValueError(
-                f"{wanted.url} has {kind} {found[kind]}, expected {expected}; nothing was unpacked and the download "
-                "was removed"
+                f"{shown(wanted.url)} has {kind} {found[kind]}, expected {expected}; nothing was unpacked and the "
+                "download was removed"
             )
     checked = " and ".join(sorted(wanted.hashes))
     print(f"sha256: {found['sha256']} ({f'{checked} as expected' if checked else 'not compared: none was given'})")
@@ -213,9 +213,9 @@ def _check_hashes(wanted: _Wanted, part: Path) -> None:
 
 def _check_identity(wanted: _Wanted, name: str, version: str) -> None:
     if wanted.name not in (None, name):
-        raise ValueError(f"{wanted.url} holds the bundle '{name}', expected '{wanted.name}'")
+        raise ValueError(f"{shown(wanted.url)} holds the bundle '{name}', expected '{wanted.name}'")
     if wanted.version not in (None, version):
-        raise ValueError(f"{wanted.url} holds version {version} of '{name}', expected {wanted.version}")
+        raise ValueError(f"{shown(wanted.url)} holds version {version} of '{name}', expected {wanted.version}")
 
 
 # ---- Hugging Face ---------------------------------------------------------------------------------------------------

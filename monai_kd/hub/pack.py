@@ -16,7 +16,9 @@ from typing import Any
 import yaml
 
 from monai_kd.hub.archive import METADATA, WEIGHTS, check_bundle_name, check_bundle_version, file_hash, whole_file
-from monai_kd.hub.bundle_folder import WRITTEN_LATER
+from monai_kd.hub.bundle_folder import WRITTEN_LATER, BundleFolder
+from monai_kd.hub.checksums import CHECKSUMS, checksum_problems
+from monai_kd.teachers.weights import find_weights
 
 __all__ = ["Packed", "large_file_entries", "pack_bundle"]
 
@@ -47,7 +49,8 @@ def pack_bundle(bundle: str | Path, out_dir: str | Path = "dist") -> Packed:
 
     Raises:
         FileNotFoundError: no such folder, no metadata.json, or weights missing.
-        ValueError: a name or version that MONAI would misread, or a link that points outside the bundle.
+        ValueError: a name or version that MONAI would misread, a link that points outside the bundle, or files in
+            ``models/`` that are not those of its list of checksums.
         OSError: the zip cannot be written, for example because the disk is full.
     """
     root = Path(bundle).resolve()
@@ -57,6 +60,8 @@ def pack_bundle(bundle: str | Path, out_dir: str | Path = "dist") -> Packed:
         raise ValueError(f"out_dir '{out_dir}' lies inside the bundle and would be packed next time; choose another")
     _check_large_files(Path(bundle), root)
     _check_weights(Path(bundle), root)
+    if (root / CHECKSUMS).is_file() and (problems := checksum_problems(BundleFolder(root))):
+        raise ValueError(f"'{bundle}': {'; '.join(problems)}")
     files = sorted(_files(root, root), key=lambda path: path.relative_to(root).as_posix())
     with whole_file(target) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
         for path in files:
@@ -125,7 +130,9 @@ def _check_large_files(given: Path, root: Path) -> None:
 
 
 def _check_weights(given: Path, root: Path) -> None:
-    wanted = [WEIGHTS, "models/teacher/models/model.pt"] if (root / "models" / "teacher").exists() else [WEIGHTS]
+    wanted = [WEIGHTS]
+    if (root / "models" / "teacher").exists():
+        wanted.append(find_weights(root / "models" / "teacher", None).relative_to(root).as_posix())
     for name in wanted:
         path = root / name
         if not path.is_file() or not path.stat().st_size:

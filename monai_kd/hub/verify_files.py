@@ -12,7 +12,7 @@ from monai_kd.hub import checksums
 from monai_kd.hub.archive import check_bundle_name, check_bundle_version
 from monai_kd.hub.bundle_folder import BundleFolder, NotReadable
 from monai_kd.hub.index import index_bundles
-from monai_kd.hub.pack import pack_bundle
+from monai_kd.hub.pack import large_file_entries, pack_bundle
 
 __all__ = [
     "against_index",
@@ -59,7 +59,8 @@ def name_problems(bundle: BundleFolder) -> list[str]:
     problems = [
         f"bundle name '{name}' contains '{word}', by which MONAI Label takes it for that task" for word in words
     ]
-    if (stated := bundle.metadata.get("name", name)) != name:
+    stated = str(bundle.metadata.get("name", name))
+    if stated != name and re.fullmatch(r"[\w-]+", stated):  # a title with blanks names no folder
         problems.append(f"configs/metadata.json names the bundle '{stated}', its folder '{name}'; make them equal")
     return problems
 
@@ -83,9 +84,11 @@ def code_files(bundle: BundleFolder) -> list[str]:
 
 
 def large_files(bundle: BundleFolder) -> list[str]:
-    sizes = {path: path.stat().st_size / 1e6 for path in bundle.files}
+    """Files that are too large for git, unless ``large_files.yml`` says where they are downloaded from."""
+    listed = {(bundle.root / str(entry["path"])).resolve() for entry in large_file_entries(bundle.root)}
+    sizes = {path: path.stat().st_size / 1e6 for path in bundle.files if path not in listed}
     return [
-        f"{bundle.relative(path)} has {size:.1f} MB, the limit is {_LARGEST_MB:.0f} MB"
+        f"{bundle.relative(path)} has {size:.1f} MB, the limit is {_LARGEST_MB:.0f} MB; list it in large_files.yml"
         for path, size in sizes.items()
         if size > _LARGEST_MB
     ]
@@ -100,6 +103,8 @@ def personal_paths(bundle: BundleFolder) -> list[str]:
         for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), 1):
             if match := _PERSONAL.search(line):
                 problems.append(f"{bundle.relative(path)}, line {number}: '{match[0]}' is a path of one machine")
+    if any(problem.startswith("models/model.json") for problem in problems):
+        problems[-1] += "; `python -m monai_kd materialize RUN OUT` makes a bundle without the paths of a training"
     return problems
 
 

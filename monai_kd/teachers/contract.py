@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +12,15 @@ import torch
 from torch import nn
 
 from monai_kd.teachers.facts import Facts, read_facts
-from monai_kd.teachers.matching import Matching, Student, network_spacing, same_spacing
+from monai_kd.teachers.matching import Matching, Student, network_spacing, same_names, same_spacing
 from monai_kd.teachers.snapshot import resolve_snapshot
 from monai_kd.teachers.wrappers import MapClasses, Reorient, Resample, RescaleIntensity, SelectChannels, wrappers_of
 
 __all__ = ["check_teacher"]
 
-_SAME_MODALITY = {"mri": "mr"}
-_WIDTHS_APART = 4.0  # nominal ranges of one normalization differ; those of two differ more
+_MODALITY_WORDS = {"mr": "mr", "mri": "mr", "ct": "ct", "us": "us", "ultrasound": "us", "pet": "pet"}
+_WIDTHS_APART = 20.0  # ranges are stated loosely, often as [0, 1]; Hounsfield units beside z-scores differ more
+_OWN_METADATA = "the student's side is stated in its own configs/metadata.json"
 
 
 def check_teacher(
@@ -99,12 +101,22 @@ def _check_modality(facts: Facts, root: str, student: Student, matching: Matchin
     own = student.facts.modality
     if facts.modality is None or own is None or "modality" in matching.accept:
         return
-    first, second = (_SAME_MODALITY.get(name.casefold(), name.casefold()) for name in (facts.modality, own))
-    if first != second:
-        raise ValueError(
-            f"teacher '{root}' was trained on {facts.modality}, the student sees {own}; give a teacher for these "
-            "images, or set accept=['modality'] where that is meant"
-        )
+    first, second = _modalities(facts.modality), _modalities(own)
+    if first & second or facts.modality.casefold() == own.casefold():
+        return
+    differ = f"teacher '{root}' was trained on {facts.modality}, the student sees {own} ({_OWN_METADATA})"
+    if first or second:
+        raise ValueError(f"{differ}; give a teacher for these images, or {_accept('modality')} where that is meant")
+    warnings.warn(f"{differ}: they are taken to be the same", stacklevel=5)
+
+
+def _modalities(stated: str) -> set[str]:
+    words = re.findall("[a-z0-9]+", stated.casefold())
+    return {_MODALITY_WORDS[word] for word in words if word in _MODALITY_WORDS}
+
+
+def _accept(difference: str) -> str:
+    return f"give accept=['{difference}'] (--teacher::accept \"['{difference}']\")"
 
 
 def _check_intensity(facts: Facts, root: str, student: Student) -> None:
@@ -118,11 +130,14 @@ def _check_intensity(facts: Facts, root: str, student: Student) -> None:
     if stated is None or stated == own:
         return
     widths = sorted(high - low for low, high in (stated, own))
-    differ = f"teacher '{root}' expects intensities in {list(stated)}, the student's images are in {list(own)}"
-    if (stated[0] < 0) != (own[0] < 0) or widths[1] > _WIDTHS_APART * widths[0]:
+    differ = (
+        f"teacher '{root}' expects intensities in {list(stated)}, the student's images are in {list(own)} "
+        f"({_OWN_METADATA})"
+    )
+    if widths[1] > _WIDTHS_APART * widths[0]:
         raise ValueError(
-            f"{differ}; convert them by intensity={{'scale': ..., 'shift': ...}}, or set accept=['intensity'] if both "
-            "are normalized alike"
+            f"{differ}; convert them by intensity={{'scale': ..., 'shift': ...}}, or {_accept('intensity')} if both are "
+            "normalized alike"
         )
     warnings.warn(f"{differ}: they are taken to be normalized alike", stacklevel=5)
 
@@ -135,7 +150,8 @@ def _check_plans_intensity(facts: Facts, root: str, own: tuple[float, float]) ->
             how = "mean 0 and deviation 1" if item.scheme == "ZScoreNormalization" else "0 to 1"
             raise ValueError(
                 f"teacher '{root}' normalizes each whole image to {how} ({item.scheme}), the student's images are in "
-                f"{list(own)}; normalize the student's images like that, or convert them by intensity"
+                f"{list(own)} ({_OWN_METADATA}); normalize the student's images like that, convert them by intensity, "
+                f"or {_accept('intensity')} if they are normalized so"
             )
 
 
@@ -192,7 +208,7 @@ def _check_class_order(facts: Facts, root: str, class_names: Sequence[str]) -> N
     names, own = ([name.casefold() for name in listed[1:]] for listed in (stated, class_names))
     if names == own:  # the background has many names
         return
-    if sorted(names) == sorted(own):
+    if same_names(class_names, stated):
         raise ValueError(
             f"teacher '{root}' has its classes in the order {list(stated)}, the student {list(class_names)}; the same "
             "channel must mean the same class: set class_map='by_name'"

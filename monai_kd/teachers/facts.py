@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,7 @@ def read_facts(root: Path, stored_orientation: str | None = None) -> Facts:
             plans=plans,
         )
     metadata = root / "configs" / "metadata.json"
-    stated = facts_of_metadata(json.loads(metadata.read_text(encoding="utf-8"))) if metadata.is_file() else Facts()
+    stated = facts_of_metadata(read_config(metadata)) if metadata.is_file() else Facts()
     spacing_mm, orientation = _preprocessing(root)
     return Facts(
         stated.channels,
@@ -76,26 +75,32 @@ def facts_of_metadata(metadata: Mapping[str, Any]) -> Facts:
     formats = metadata.get("network_data_format")
     formats = formats if isinstance(formats, Mapping) else {}
     image, pred = _first(formats.get("inputs")), _first(formats.get("outputs"))
-    modality = image.get("modality")
+    channels = str(image.get("num_channels"))
     return Facts(
-        channels=image.get("num_channels"),
+        channels=int(channels) if channels.isdecimal() else None,
         channel_names=_names(image),
         class_names=_names(pred),
-        modality=None if not modality or str(modality).casefold() == "n/a" else str(modality),
+        modality=_modality(image.get("modality")),
         value_range=_range(image.get("value_range")),
     )
 
 
 def _first(tensors: Any) -> Mapping[str, Any]:
     """The description of the first tensor, or nothing."""
-    return next(iter(tensors.values()), {}) if isinstance(tensors, Mapping) else {}
+    first = next(iter(tensors.values()), None) if isinstance(tensors, Mapping) else None
+    return first if isinstance(first, Mapping) else {}
 
 
 def _names(tensor: Mapping[str, Any]) -> tuple[str, ...] | None:
     channel_def = tensor.get("channel_def")
-    if not isinstance(channel_def, Mapping) or not channel_def:
-        return None
+    if not isinstance(channel_def, Mapping) or not channel_def or not all(str(key).isdecimal() for key in channel_def):
+        return None  # keys that are no channel numbers tell no order
     return tuple(str(name) for _, name in sorted(channel_def.items(), key=lambda item: int(item[0])))
+
+
+def _modality(stated: Any) -> str | None:
+    text = ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated or "")
+    return None if text.casefold() in ("", "n/a") else text
 
 
 def _range(stated: Any) -> tuple[float, float] | None:

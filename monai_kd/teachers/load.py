@@ -17,7 +17,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from monai_kd.teachers.contract import check_facts
 from monai_kd.teachers.ensemble import EnsembleTeacher
 from monai_kd.teachers.facts import Facts, read_facts
-from monai_kd.teachers.matching import Matching, Student, adapt
+from monai_kd.teachers.matching import Matching, Student, adapt, same_names
 from monai_kd.teachers.network_config import DEFAULT_ID, HUB_CONFIG, build_network, find_network
 from monai_kd.teachers.nnunet import build_nnunet
 from monai_kd.teachers.nnunet_plans import Plans, checkpoint_files, plans_folder, refuse_parts_of_models
@@ -117,7 +117,7 @@ def load_report(network: nn.Module) -> LoadReport:
 
 
 def load_teacher(
-    bundle_root: str | Path | Sequence[str | Path | Mapping[str, Any]],
+    bundle_root: str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]],
     weights: str | Path | None = None,
     network_id: str = DEFAULT_ID,
     config_file: str | Path | None = None,
@@ -151,8 +151,8 @@ def load_teacher(
     Args:
         bundle_root: a bundle folder; or a TorchScript file of any name, or a folder without configs that holds one; or
             a folder of the Hugging Face cache; or an nnU-Net v2 model folder, known by its plans.json; or a list of
-            these, whose probabilities are averaged. In a list a mapping ``{"bundle_root": ..., **settings}`` gives one
-            member settings of its own.
+            these, whose probabilities are averaged. A mapping ``{"bundle_root": ..., **settings}`` is one teacher with
+            settings of its own, alone or in a list.
         weights: relative to ``bundle_root``, or absolute. Default: models/model.pt, else models/model.ts, else
             model.safetensors, else the only weights file in models/. A TorchScript file fills the configured network by
             its state dict. For nnU-Net the file's name in each fold; default checkpoint_final.pth, else
@@ -205,8 +205,9 @@ def load_teacher(
     matching = Matching(
         class_map, channel_order, intensity, teacher_spacing_mm, teacher_orientation, resample, size_multiple, accept
     )
-    if isinstance(bundle_root, (str, Path)):
-        return _load_member(bundle_root, source, student, matching)
+    if isinstance(bundle_root, (str, Path, Mapping)):
+        root, source, matching = _member_settings(bundle_root, source, matching)
+        return _load_member(root, source, student, matching)
     return _load_ensemble(bundle_root, source, student, matching)
 
 
@@ -220,7 +221,7 @@ def _load_member(
     facts = _facts(place, student, matching)
     networks = _load_nnunet(facts.plans, source) if facts.plans is not None else [_load_bundle(place, source)]
     checked = student.class_names is not None
-    if same_order is not None and matching.class_map is None and _same_names(same_order, facts.class_names):
+    if same_order is not None and matching.class_map is None and same_names(same_order, facts.class_names):
         student, matching = replace(student, class_names=same_order), replace(matching, class_map="by_name")
     wrapped = [adapt(network, str(root), facts, student, matching) for network in networks]
     for network, inner in zip(wrapped, networks, strict=True):
@@ -228,11 +229,6 @@ def _load_member(
             check_facts(network, str(root), facts, student, matching)
         _finish(network, _REPORTS[inner])
     return wrapped[0] if len(wrapped) == 1 else _average(wrapped)
-
-
-def _same_names(first: Sequence[str], second: Sequence[str] | None) -> bool:
-    """Whether the classes are the same in any order."""
-    return second is not None and sorted(map(str.casefold, first)) == sorted(map(str.casefold, second))
 
 
 def _facts(place: Path, student: Student, matching: Matching) -> Facts:
@@ -263,13 +259,13 @@ def _load_ensemble(
 def _member_settings(
     entry: str | Path | Mapping[str, Any], source: Source, matching: Matching
 ) -> tuple[str | Path, Source, Matching]:
-    """A member's folder and its settings: the common ones, and on top those of its own."""
+    """A teacher's folder and its settings: the common ones, and on top those of its own."""
     if isinstance(entry, (str, Path)):
         return entry, source, matching
     of_source, of_matching = ([item.name for item in fields(kind)] for kind in (Source, Matching))
     known = ["bundle_root", *of_source, *of_matching]
     if not isinstance(entry, Mapping) or "bundle_root" not in entry or not set(entry) <= set(known):
-        raise ValueError(f"a member of an ensemble is {entry!r}; give a folder, or a mapping with {', '.join(known)}")
+        raise ValueError(f"a teacher is {entry!r}; give its folder, or a mapping with {', '.join(known)}")
     source = replace(source, **{name: entry[name] for name in of_source if name in entry})
     matching = replace(matching, **{name: entry[name] for name in of_matching if name in entry})
     return entry["bundle_root"], source, matching

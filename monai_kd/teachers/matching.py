@@ -11,7 +11,7 @@ from torch import nn
 from monai_kd.teachers.facts import Facts, facts_of_metadata
 from monai_kd.teachers.wrappers import MapClasses, PadToMultiple, Reorient, Resample, RescaleIntensity, SelectChannels
 
-__all__ = ["DIFFERENCES", "Matching", "Student", "adapt", "axis_change", "network_spacing"]
+__all__ = ["DIFFERENCES", "Matching", "Student", "adapt", "axis_change", "network_spacing", "same_names"]
 
 DIFFERENCES = ("modality", "channels", "intensity", "spacing", "orientation")
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -203,12 +203,29 @@ def _channels(root: str, facts: Facts, student: Student, wanted: Sequence[int | 
 # ---- classes ---------------------------------------------------------------------------------------------------------
 
 
+def same_names(first: Sequence[str], second: Sequence[str] | None) -> bool:
+    """Whether the classes are the same in any order; the background, the first class, has many names."""
+    if second is None:
+        return False
+    one, other = ([name.casefold() for name in names] for names in (first, second))
+    return sorted(one) == sorted(other) or sorted(one[1:]) == sorted(other[1:])
+
+
+def _by_name(own: Sequence[str], stated: Sequence[str] | None) -> dict[str, Any]:
+    """Each class by its name; the background by channel 0 where the teacher calls it otherwise."""
+    class_map: dict[str, Any] = {name: name for name in own}
+    mine, names = ([name.casefold() for name in listed] for listed in (own, stated or ()))
+    if mine and names and mine[0] not in names and names[0] not in mine[1:]:
+        class_map[own[0]] = 0
+    return class_map
+
+
 def _groups(root: str, facts: Facts, student: Student, class_map: Mapping[str, Any] | str) -> list[list[int]]:
     if student.class_names is None:
         raise ValueError(f"class_map of teacher '{root}' needs class_names, the student's classes")
     own = list(student.class_names)
     if class_map == "by_name":
-        class_map = {name: name for name in own}
+        class_map = _by_name(own, facts.class_names)
     if not isinstance(class_map, Mapping) or sorted(class_map) != sorted(own):
         given = list(class_map) if isinstance(class_map, Mapping) else repr(class_map)
         raise ValueError(

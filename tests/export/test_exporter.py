@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from monai_kd.__main__ import main
 from monai_kd.data import CaseSplit, case_id
 from monai_kd.export import ExportResult, Limits, export_bundle, load_runtime
 from monai_kd.export.exporter import LIMITS, RECORD
-from monai_kd.export.pipeline import inference_flow
+from monai_kd.export.pipeline import inference_flow, record_windows
 from monai_kd.export.slicer import slicer_settings
 from monai_kd.export.writers import FORMATS, Job
 from monai_kd.handlers.provenance import file_sha256
@@ -266,6 +267,60 @@ def test_a_folder_of_images_that_is_no_dataset_is_used_whole(copied: Path, phant
         shutil.copyfile(path, images / path.name)
     export_bundle(copied, ["slicer"], tmp_path / "out", images, parity_images=5)
     assert record(tmp_path / "out")["slicer"]["parity"]["images"] == [case_id(sorted(images.iterdir())[0])]
+
+
+def test_every_image_gives_its_share_of_the_windows_spread_over_it(small_bundle: Path, tmp_path: Path):
+    """Voxels of the large image count up along the last axis: they tell where a window lies."""
+    large, small = tmp_path / "large.nii.gz", tmp_path / "small.nii.gz"
+    ramp = np.broadcast_to(np.arange(1, 97, dtype=np.float32), (24, 32, 96))
+    nibabel.save(nibabel.Nifti1Image(ramp, np.diag([1.0, 1, 1, 1])), large)
+    nibabel.save(nibabel.Nifti1Image(ramp[..., :24].copy(), np.diag([1.0, 1, 1, 1])), small)
+    network = torch.nn.Conv3d(1, 2, 1)
+    every = record_windows(small_bundle, network, [large], most=100)
+    assert len(every) == 5  # windows of 24, 18 apart: at 0, 18, 36, 54 and 72
+    samples = record_windows(small_bundle, network, [large, small], most=4)
+    assert len(samples) == 3  # two of the large image, the only one of the small
+    for (window, logits), (expected, _) in zip(samples[:2], (every[1], every[3]), strict=True):
+        assert torch.equal(window, expected)
+        assert torch.equal(logits, network(window).detach())
+    assert len(record_windows(small_bundle, network, [large, small], most=1)) == 2  # one of each
+
+
+def test_int8_is_refused_where_the_network_sees_background_alone(copied: Path, phantoms: Path, tmp_path: Path):
+    pytest.importorskip("nncf")
+    weights = copied / "models" / "model.pt"
+    state = torch.load(weights, weights_only=True)
+    list(state.values())[-1][0] += 1000.0  # the last bias
+    torch.save(state, weights)
+    with pytest.raises(RuntimeError, match="openvino-int8 export of 'student' cannot be judged: .* background alone"):
+        export_bundle(copied, ["openvino-int8"], tmp_path / "out", phantoms / "imagesTr", calibration_images=1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_format_given_twice_is_exported_once(copied: Path, tmp_path: Path):
+    (result,) = export_bundle(copied, ["slicer", " slicer"], tmp_path / "out")
+    assert result.format == "slicer"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds a list"),
+        ('{"onnx": {}}', "the entry 'onnx' of .* is incomplete"),
+    ],
+)
+def test_a_damaged_record_is_refused_before_an_export_is_replaced(copied: Path, tmp_path: Path, text: str, words: str):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / RECORD).write_text(text)
+    (out / "model.ts").write_bytes(b"older")
+    with pytest.raises(ValueError, match=words):
+        export_bundle(copied, ["torchscript"], out)
+    assert sorted((path.name, path.read_bytes()) for path in out.iterdir()) == [
+        (RECORD, text.encode()),
+        ("model.ts", b"older"),
+    ]
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

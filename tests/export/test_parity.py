@@ -33,6 +33,7 @@ def test_dice_agreement_and_difference_have_the_values_computed_by_hand():
     assert parity.label_agreement == 0.75
     assert parity.dice == pytest.approx(2 / 3)  # both classes: 2 * 1 / (2 + 1)
     assert parity.windows == 1
+    assert parity.foreground == 0.75
 
 
 def test_voxels_of_all_windows_are_pooled_before_dice():
@@ -43,7 +44,23 @@ def test_voxels_of_all_windows_are_pooled_before_dice():
 
 def test_classes_that_neither_has_do_not_count():
     background = logits([0, 0, 0])
-    assert measure_parity(Answers(background), [(torch.zeros(1), background)]).dice == 1.0
+    parity = measure_parity(Answers(background), [(torch.zeros(1), background)])
+    assert (parity.dice, parity.foreground) == (1.0, 0.0)
+
+
+def test_background_alone_is_no_agreement_where_labels_decide_alone():
+    background = logits([0, 0, 0])
+    parity = measure_parity(Answers(42 * background), [(torch.zeros(1), background)])
+    assert parity.max_logit_difference == 41.0
+    assert "background alone in all 1 windows" in str(Limits(None, 0.95).objection(parity))
+    assert Limits(None, 0.0).objection(parity) is None  # asks nothing of labels
+    assert Limits(50.0, 0.99).objection(parity) is None  # logits decide
+
+
+def test_foreground_on_one_side_alone_is_judged_by_dice():
+    parity = measure_parity(Answers(logits([0, 1])), [(torch.zeros(1), logits([0, 0]))])
+    assert (parity.foreground, parity.dice) == (0.5, 0.0)
+    assert "Dice of 0.0000" in str(Limits(None, 0.95).objection(parity))
 
 
 def test_one_channel_is_judged_at_zero():
@@ -67,10 +84,10 @@ def test_logits_that_are_not_numbers_do_not_pass():
 def test_each_limit_objects_on_its_own(limits, words):
     import re
 
-    objection = limits.objection(Parity(0.2, 1.0, 0.95, 1))
+    objection = limits.objection(Parity(0.2, 1.0, 0.95, 1, 0.5))
     assert objection
     assert re.search(words, objection)
-    assert limits.objection(Parity(0.05, 1.0, 0.995, 1)) is None
+    assert limits.objection(Parity(0.05, 1.0, 0.995, 1, 0.5)) is None
 
 
 def test_another_shape_and_no_input_are_refused():

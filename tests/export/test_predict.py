@@ -103,7 +103,7 @@ def test_bad_requests_are_refused_before_anything_is_written(small_bundle: Path,
         predict_images(small_bundle, images[0], out, "tensorflow")
     with pytest.raises(ValueError, match=r"engine onnx reads .onnx, got 'model.pt'"):
         predict_images(small_bundle, images[0], out, "onnx", small_bundle / "models" / "model.pt")
-    with pytest.raises(FileNotFoundError, match=r"model.ts' does not exist; write it by"):
+    with pytest.raises(FileNotFoundError, match=r"model.ts' does not exist; write it by: python -m monai_kd export "):
         predict_images(tmp_path / "empty", images[0], out, "torchscript")
     with pytest.raises(FileNotFoundError, match="images 'nowhere' do not exist"):
         predict_images(small_bundle, "nowhere", out)

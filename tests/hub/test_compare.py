@@ -133,6 +133,42 @@ def test_another_bundle_is_a_model_too_and_nothing_is_written(
     assert not (bundle / "runs").exists()
 
 
+def test_a_bundle_of_another_class_order_is_refused(
+    bundle: Path, weights: Path, phantoms: Path, split_file: Path, tmp_path: Path
+):
+    other = shutil.copytree(bundle, tmp_path / "swapped")
+    path = other / "configs" / "metadata.json"
+    content = json.loads(path.read_text())
+    classes = content["network_data_format"]["outputs"]["pred"]["channel_def"]
+    classes["1"], classes["2"] = classes["2"], classes["1"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"swapped' .*posterior.*anterior"):
+        compare_models(bundle, weights, other, phantoms, split_file)
+
+
+def test_an_export_of_earlier_weights_is_refused_unless_the_other_model_has_them(
+    bundle: Path, only_background: Path, phantoms: Path, split_file: Path, tmp_path: Path
+):
+    trained = shutil.copytree(bundle, tmp_path / "student")
+    current, earlier = trained / "models" / "model.pt", trained / "models" / "earlier.pt"
+    (export,) = export_bundle(trained, ["torchscript"])
+    shutil.copyfile(current, earlier)
+    shutil.copyfile(only_background, current)
+    for base in (trained, bundle):  # the weights of the export's own bundle count
+        with pytest.raises(ValueError, match=r"model.ts' was exported from other weights than '.*student/models/model"):
+            compare_cases(base, current, export.path, phantoms, split_file, "validation")
+    comparison = compare_cases(trained, earlier, export.path, phantoms, split_file, "validation")
+    assert comparison.label_agreement == 1.0
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(
+    bundle: Path, weights: Path, phantoms: Path, split_file: Path, tmp_path: Path
+):
+    same = Path(shutil.copyfile(weights, tmp_path / "model.pt"))
+    table = compare_models(bundle, weights, same, phantoms, split_file, "validation")
+    assert table.splitlines()[0] == f"|  | models/model.pt | {tmp_path.name}/model.pt | b - a |"
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [

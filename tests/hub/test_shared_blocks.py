@@ -143,6 +143,7 @@ def test_drift_in_a_copy_of_the_repositorys_bundles_is_repaired_to_the_byte(repo
 def test_checksums_follow_the_weights(tmp_path):
     models = tmp_path / "tiny" / "models"
     models.mkdir(parents=True)
+    (models.parent / "configs").mkdir()
     (models / "model.pt").write_bytes(b"weights")
     (models / "previous").mkdir()
     (models / "previous" / "model.pt").write_bytes(b"before")
@@ -153,3 +154,16 @@ def test_checksums_follow_the_weights(tmp_path):
     # sha256sum of the seven letters
     assert listed.read_text() == f"{hashlib.sha256(b'weights').hexdigest()}  model.pt\n"
     assert sync_bundles(tmp_path) == []
+
+
+def test_one_bundle_far_from_the_others_is_synced_without_its_shared_blocks(tmp_path, repository):
+    bundle = tmp_path / "elsewhere" / "student"
+    shutil.copytree(repository / "bundles" / "student" / "configs", bundle / "configs")
+    assert sync_bundles(bundle) == []
+    (bundle / "configs" / "infer.json").write_text("{}")
+    assert sync_bundles(bundle, check=True) == [str(bundle / "configs" / "infer.json")]
+    (bundle / "configs" / "inference.yaml").write_text("network_def: {_target_: UNet}\n")
+    with pytest.raises(ValueError, match=r"inference.yaml' lacks bundle_root, device"):
+        sync_bundles(bundle)
+    with pytest.raises(FileNotFoundError, match="is no bundle and holds none"):
+        sync_bundles(tmp_path / "nothing")

@@ -12,6 +12,7 @@ import torch
 from monai.networks.nets import UNet
 
 from monai_kd.teachers import MapClasses, Reorient, Resample, check_teacher, load_report, load_teacher, unwrap
+from monai_kd.teachers.facts import Facts, facts_of_metadata
 
 CLASSES = ["background", "anterior", "posterior"]
 PATCH = [8, 12, 16]
@@ -70,6 +71,25 @@ def test_the_same_names_are_brought_to_the_students_order(tmp_path):
     root = make_bundle(tmp_path / "t", ["Posterior", "background", "anterior"])
     teacher = load(root, class_map="by_name")
     assert torch.equal(run(teacher, image()), run(unwrap(teacher), image())[:, [1, 2, 0]])
+
+
+def test_the_background_may_have_another_name(tmp_path):
+    root = make_bundle(tmp_path / "t", ["bg", "posterior", "anterior"])
+    with pytest.raises(ValueError, match=r"order \['bg', 'posterior', 'anterior'\], .* set class_map='by_name'"):
+        load(root)
+    teacher = load(root, class_map="by_name")
+    assert torch.equal(run(teacher, image()), run(unwrap(teacher), image())[:, [0, 2, 1]])
+
+
+def test_a_class_of_the_student_is_never_taken_for_the_background(tmp_path):
+    root = make_bundle(tmp_path / "t", ["anterior", "bg", "posterior"])
+    with pytest.raises(ValueError, match="gives the student's 'background' .* the class 'background'"):
+        load(root, class_map="by_name")
+
+
+def test_a_teacher_whose_background_is_not_first_is_refused_unless_mapped(tmp_path):
+    with pytest.raises(ValueError, match="set class_map='by_name'"):
+        load(make_bundle(tmp_path / "t", ["posterior", "background", "anterior"]))
 
 
 @pytest.mark.parametrize(
@@ -153,26 +173,45 @@ def test_other_channels_are_refused_with_both_sides(tmp_path, settings, message)
 def test_another_modality_is_refused_unless_it_is_meant(tmp_path):
     root = make_bundle(tmp_path / "t", modality="CT")
     own = metadata(modality="MR")
-    with pytest.raises(ValueError, match="was trained on CT, the student sees MR"):
+    message = (
+        r"was trained on CT, the student sees MR \(.* own configs/metadata.json\).*--teacher::accept \"\['modality'\]\""
+    )
+    with pytest.raises(ValueError, match=message):
         load(root, student_metadata=own)
     assert isinstance(load(root, student_metadata=own, accept=["modality"]), UNet)
-    assert isinstance(load(make_bundle(tmp_path / "u", modality="MRI"), student_metadata=own), UNet)
 
 
-@pytest.mark.parametrize("stated", [[0, 1], [-1000, 1000]])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("modality", ["MRI", "T1-weighted MRI", ["MR"], ["CT", "MR"], "PET/MR", "n/a", None, []])
+def test_a_modality_that_is_written_otherwise_is_no_difference(tmp_path, modality):
+    root = make_bundle(tmp_path / "t", modality=modality)
+    assert isinstance(load(root, student_metadata=metadata(modality="MR")), UNet)
+
+
+def test_two_unknown_modalities_are_a_warning(tmp_path):
+    root = make_bundle(tmp_path / "t", modality="fluorescence")
+    with pytest.warns(UserWarning, match="was trained on fluorescence, the student sees histology"):
+        load(root, student_metadata=metadata(modality="histology"))
+
+
+@pytest.mark.parametrize("stated", [[0, 255], [-1000, 1000]])
 def test_other_intensities_are_refused_or_converted(tmp_path, stated):
     root = make_bundle(tmp_path / "t", value_range=stated)
-    own = metadata(value_range=[-10, 10])
-    with pytest.raises(ValueError, match=rf"in \[{stated[0]}.0, {stated[1]}.0\], the student's images are in \[-10.0"):
+    own = metadata(value_range=[-5, 5])
+    message = rf"in \[{stated[0]}.0, {stated[1]}.0\], the student's images are in \[-5.0, 5.0\] \(.*metadata.json\); "
+    with pytest.raises(ValueError, match=message + r".*--teacher::accept \"\['intensity'\]\""):
         load(root, student_metadata=own)
     teacher = load(root, student_metadata=own, intensity={"scale": 2, "shift": 0.5})
     assert torch.equal(run(teacher, image()), run(unwrap(teacher), image() * 2 + 0.5))
     assert isinstance(load(root, student_metadata=own, accept=["intensity"]), UNet)
 
 
-def test_nominal_ranges_that_differ_a_little_are_a_warning(tmp_path):
-    root = make_bundle(tmp_path / "t", value_range=[-8, 1])
-    with pytest.warns(UserWarning, match=r"expects intensities in \[-8.0, 1.0\], the student's images are in \[-10.0"):
+@pytest.mark.parametrize("stated", [[-8, 1], [0, 1]])  # zoo bundles state [0, 1] whatever they do
+def test_nominal_ranges_that_differ_a_little_are_a_warning(tmp_path, stated):
+    root = make_bundle(tmp_path / "t", value_range=stated)
+    with pytest.warns(
+        UserWarning, match=rf"expects intensities in \[{stated[0]}.0, 1.0\], the student's images are in \[-10.0"
+    ):
         load(root, student_metadata=metadata(value_range=[-10, 10]))
 
 
@@ -256,6 +295,33 @@ def test_a_setting_that_means_nothing_is_refused(tmp_path, setting, message):
         load(make_bundle(tmp_path / "t"), **setting)
 
 
+# ---- metadata written by others -------------------------------------------------------------------------------------
+
+
+def test_channels_without_numbers_state_no_order():
+    formats = {"inputs": {"image": {"channel_def": {"image": "T1"}}}, "outputs": {"pred": {"channel_def": {"a": "b"}}}}
+    facts = facts_of_metadata({"network_data_format": formats})
+    assert (facts.channel_names, facts.class_names) == (None, None)
+
+
+@pytest.mark.parametrize(("stated", "channels"), [("1", 1), (2, 2), ("one", None), (None, None)])
+def test_a_number_of_channels_may_be_text(stated, channels):
+    assert facts_of_metadata(metadata(num_channels=stated)).channels == channels
+
+
+@pytest.mark.parametrize("inputs", [{"image": None}, {}, None, []])
+def test_an_empty_description_states_nothing(inputs):
+    assert facts_of_metadata({"network_data_format": {"inputs": inputs}}) == Facts()
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "cannot be parsed"), ("[]", "holds a list")])
+def test_broken_metadata_is_named(tmp_path, text, message):
+    path = make_bundle(tmp_path / "t") / "configs" / "metadata.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"'{path}' {message}"):
+        load(tmp_path / "t")
+
+
 # ---- ensembles ------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +335,22 @@ def test_a_list_averages_probabilities_with_classes_in_one_order(tmp_path):
     assert not any(module.training for module in ensemble.modules())
     # without a student, the order of the first
     assert torch.allclose(run(load_teacher(roots), image()), run(ensemble, image()), atol=1e-6)
+
+
+def test_members_of_one_order_may_name_the_background_otherwise(tmp_path):
+    roots = [make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", ["bg", "posterior", "anterior"], seed=1)]
+    first, second = (run(load_teacher(root), image()).softmax(1) for root in roots)
+    expected = (first + second[:, [0, 2, 1]]) / 2
+    assert torch.allclose(run(load_teacher(roots), image()).softmax(1), expected, atol=1e-6)
+
+
+def test_one_mapping_is_one_teacher(tmp_path):
+    root = make_bundle(tmp_path / "t", ["bg", "posterior", "anterior"])
+    teacher = load({"bundle_root": str(root), "class_map": "by_name"})
+    assert isinstance(teacher, MapClasses)
+    assert load_report(teacher).weights == root / "models/model.pt"
+    with pytest.raises(ValueError, match=r"a teacher is \{'class_map': 'by_name'\}; give its folder"):
+        load({"class_map": "by_name"})
 
 
 def test_the_report_of_an_ensemble_holds_those_of_its_members(tmp_path):
@@ -296,7 +378,7 @@ def test_a_member_of_other_classes_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("entry", [{"class_map": "by_name"}, {"bundle_root": "x", "clas_map": 1}, 3])
 def test_a_malformed_member_lists_what_is_known(entry):
-    with pytest.raises(ValueError, match=r"a member of an ensemble is .*bundle_root, weights, .*class_map"):
+    with pytest.raises(ValueError, match=r"a teacher is .*bundle_root, weights, .*class_map"):
         load([entry])
 
 

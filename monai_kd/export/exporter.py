@@ -87,8 +87,8 @@ def export_bundle(
     """Export a bundle's network; each file is compared with PyTorch and kept only if it agrees.
 
     The comparison runs on windows that the bundle's own preprocessing and inferer cut from ``images``, at most 64 and
-    as many of each image, else on seeded noise of two sizes. An older export of a format stays until the new one has passed. ``export.json`` beside
-    the files records sizes, hashes, versions and the comparison.
+    as many of each image, else on seeded noise of two sizes. An older export of a format stays until the new one has
+    passed. ``export.json`` beside the files records sizes, hashes, versions and the comparison.
 
     Args:
         bundle: the bundle's folder.

@@ -223,7 +223,7 @@ def compare_cases(
 
 
 def _task(root: Path, flow: ConfigWorkflow) -> dict[str, Any]:
-    """Return what the bundle asks of a network, as settings of ``load_teacher``, which checks another bundle by them."""
+    """Return the settings by which ``load_teacher`` checks that another bundle has this one's task."""
     facts = read_facts(root)
     stated = {name: flow.parser.get_parsed_content(name) for name in ("in_channels", "roi_size") if name in flow.parser}
     return {

@@ -136,8 +136,8 @@ def _check_intensity(facts: Facts, root: str, student: Student) -> None:
     )
     if widths[1] > _WIDTHS_APART * widths[0]:
         raise ValueError(
-            f"{differ}; convert them by intensity={{'scale': ..., 'shift': ...}}, or {_accept('intensity')} if both are "
-            "normalized alike"
+            f"{differ}; convert them by intensity={{'scale': ..., 'shift': ...}}, or {_accept('intensity')} if both "
+            "are normalized alike"
         )
     warnings.warn(f"{differ}: they are taken to be normalized alike", stacklevel=5)
 

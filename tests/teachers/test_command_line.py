@@ -17,7 +17,8 @@ def test_an_ensemble_teaches_from_the_command_line(tmp_path, repository, phantom
     student = tmp_path / "student"
     shutil.copytree(repository / "bundles" / "student", student, ignore=shutil.ignore_patterns("runs"))
     teacher = student / "models" / "teacher"
-    settings = {"teacher_root": f"['{teacher}','{teacher}']", "teacher::spacing_mm": "[1.0,1.0,1.0]"}
+    accept = {"teacher::accept": "['intensity', 'modality']"}
+    settings = {"teacher_root": f"['{teacher}','{teacher}']", "teacher::spacing_mm": "[1.0,1.0,1.0]", **accept}
     data = {"dataset_dir": phantoms, "split_file": "", "run_name": "ensemble", "epochs": 1}
     bundle_run(student, ["train.yaml"], tmp_path / "elsewhere", **data, **settings, **TINY["student"])
     record = json.loads((student / "runs" / "ensemble" / "run.json").read_text())["teacher"]["networks"]["teacher"]

@@ -83,7 +83,7 @@ def test_the_background_may_have_another_name(tmp_path):
 
 def test_a_class_of_the_student_is_never_taken_for_the_background(tmp_path):
     root = make_bundle(tmp_path / "t", ["anterior", "bg", "posterior"])
-    with pytest.raises(ValueError, match="gives the student's 'background' .* the class 'background'"):
+    with pytest.raises(ValueError, match=r"gives the student's 'background' .* the class 'background'"):
         load(root, class_map="by_name")
 
 

@@ -1,4 +1,4 @@
-"""The command line: options that do not exist, texts that look like numbers, errors of one line."""
+"""``python -m monai_kd``: options that do not exist, texts that look like numbers, errors of one line."""
 
 from __future__ import annotations
 

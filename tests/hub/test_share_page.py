@@ -53,7 +53,7 @@ def upload(workplace: Path, web: FileServer) -> None:
 def test_every_command_of_the_page_runs(repository, workplace, web):
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: pip install 'monai_kd[hub]'")
     found = blocks((repository / PAGE).read_text(encoding="utf-8"))
-    assert [language for language, _ in found] == ["bash", "bash", "bash", "python", "bash"]
+    assert [language for language, _ in found] == ["bash", "bash", "bash", "bash", "python", "bash"]
     with HubStandIn() as hub:
         environment = (
             os.environ

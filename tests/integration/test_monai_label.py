@@ -24,11 +24,13 @@ import numpy as np
 import pytest
 import torch
 from commands import bundle_run
+from file_server import FileServer
 from integration.consumer_venv import REPOSITORY, venv_bin
 from integration.label_server import Page, Server, free_port, running_server
 from monai.bundle import ConfigParser
 
 from monai_kd.data import make_phantoms
+from monai_kd.hub import fetch_bundle, pack_bundle
 
 pytestmark = pytest.mark.integration
 
@@ -114,10 +116,12 @@ class Site:
 
 
 def copy_bundles(target: Path) -> None:
-    """The bundles as a download leaves them."""
-    ignore = shutil.ignore_patterns("runs", "eval", "previous", "exported", "*.onnx", "*.ts")
-    for name in ("student", "teacher"):
-        shutil.copytree(REPOSITORY / "bundles" / name, target / name, ignore=ignore)
+    """The bundles as their users get them: packed, and downloaded from a web server."""
+    (web_folder := target.with_name("www")).mkdir()
+    with FileServer(web_folder) as web:
+        for name in ("student", "teacher"):
+            packed = pack_bundle(REPOSITORY / "bundles" / name, web_folder)
+            fetch_bundle(f"{web.url}/{packed.path.name}", target, name, sha256=packed.sha256)
 
 
 def make_studies(folder: Path) -> None:
@@ -366,6 +370,18 @@ def test_batch_infer_labels_every_image_that_has_no_label(trained: Site):
 
 
 # ---- what else may happen -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_teachers_bundle_trains_too(trained: Site):
+    before = trained.dice("teacher")
+    settings = {"max_epochs": EPOCHS, "val_split": 0.25, "multi_gpu": False}
+    trained.server.request("POST", "/train/teacher?run_sync=false", settings)
+    task = trained.server.finished_training(900)
+    assert task["status"] == "DONE", "\n".join(task["details"])
+    after = trained.dice("teacher")
+    trained.measured.update({"teacher_dice_before": before, "teacher_dice_after": after})
+    assert after > before
 
 
 @pytest.mark.slow

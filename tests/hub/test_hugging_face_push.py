@@ -161,8 +161,8 @@ def test_a_push_that_stopped_before_its_tags_is_completed_by_the_next_one(hub, b
 
 def test_a_published_version_with_other_content_is_refused_and_stays(hub, bundle):
     first = push(hub, bundle)
-    (bundle / "models" / "model.pt").write_bytes(b"other weights")
-    with pytest.raises(ValueError, match=r"already has version 0.1.0 with other content \(models/model.pt\)"):
+    (bundle / "docs" / "data_license.txt").write_text("other terms")
+    with pytest.raises(ValueError, match=r"already has version 0.1.0 with other content \(docs/data_license.txt\)"):
         push(hub, bundle)
     assert hub.repositories[REPO].branches["main"] == first.commit
 

@@ -267,3 +267,9 @@ def test_the_command_line_says_what_was_packed(bundle, tmp_path, monkeypatch, ca
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1
     assert printed.err.startswith("error: ")
+
+
+def test_weights_that_are_not_those_of_the_list_are_refused(bundle, tmp_path):
+    """After a training the list of checksums is of the weights before."""
+    (bundle / "models" / "checksums.sha256").write_text(f"{'0' * 64}  model.pt\n")
+    refused(bundle, tmp_path, ValueError, "python -m monai_kd sync")

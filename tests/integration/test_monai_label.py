@@ -344,7 +344,17 @@ def test_training_keeps_the_earlier_weights_and_writes_into_its_own_bundle_only(
     assert shipped in {sha256(path) for path in (models / "previous").glob("model-*.pt")}
     (run,) = (trained.student / "runs").iterdir()
     assert re.fullmatch(r"distilled-seed0-\d{8}-\d{6}", run.name)
-    expected = {".venv-label", "apps", "bundles", "corrected.nii.gz", "label.nii.gz", "made", "new.nii.gz", "studies"}
+    expected = {
+        ".venv-label",
+        "apps",
+        "bundles",
+        "corrected.nii.gz",
+        "label.nii.gz",
+        "made",
+        "new.nii.gz",
+        "studies",
+        "www",
+    }
     written = {path.name for path in trained.folder.iterdir()} - expected
     assert all(re.fullmatch(r"truth|student\.pt|(server-|student-|teacher-).+", name) for name in written), written
 
@@ -422,7 +432,8 @@ def test_a_label_with_a_class_that_the_bundle_lacks_ends_a_training_and_nothing_
     trained.json("Save a corrected label", I=case)
     task = trained.train_with(max_epochs=1, val_split=0.25)
     assert task["status"] == "ERROR", "\n".join(task["details"])
-    assert "label has the values 9; the classes are 0 to 2" in "\n".join(task["details"])
+    log = "".join(path.read_text(errors="replace") for path in trained.folder.glob("server-*.log"))
+    assert f"{case}.nii.gz: label has the values 9; the classes are 0 to 2" in log
     assert sha256(trained.student / "models" / "model.pt") == weights
     shutil.copy(trained.folder / "truth" / f"{case}.nii.gz", trained.folder / "corrected.nii.gz")
     trained.json("Save a corrected label", I=case)

@@ -4,9 +4,9 @@
 
 Each format is exported and checked on training cases, which also calibrate INT8; then it is scored against PyTorch in
 float32 on the published test cases, both in turn on each case, with an equal number of CPU threads. Numbers go to
-docs/results/exports.json and as a table into docs/how_to/openvino.md. With --cases (a trial) only so many test cases
-are scored and nothing outside --out is written. Formats that need a GPU, or are no faster than PyTorch by design
-(Slicer's zip), are left out.
+docs/results/exports.json; `make tables` puts them into docs/how_to/openvino.md. With --cases (a trial) only so many
+test cases are scored and nothing outside --out is written. Formats that need a GPU, or are no faster than PyTorch by
+design (Slicer's zip), are left out.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from monai_kd.export import export_bundle
 from monai_kd.export.exporter import RECORD
 from monai_kd.handlers.provenance import environment, write_json
 from monai_kd.hub.compare import Comparison, compare_cases
+from monai_kd.visualize.exports import exports_table
 
 FORMATS = ("torchscript", "torch-export", "onnx", "openvino", "openvino-f16", "openvino-int8")
-PAGE = REPOSITORY / "docs" / "how_to" / "openvino.md"
-BEGIN, END = "<!-- exports:begin -->", "<!-- exports:end -->"
 
 
 def short_split(split_file: Path, cases: int, folder: Path) -> Path:
@@ -70,41 +69,6 @@ def row(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """Return the Markdown table of a results file."""
-    titles = [
-        "bundle",
-        "format",
-        "size, MB",
-        "logit difference",
-        "Dice to PyTorch",
-        "test Dice",
-        "ms per case",
-        "faster",
-    ]
-    lines = ["| " + " | ".join(titles) + " |", "|---|---|" + "---:|" * 6]
-    for bundle, formats in results["bundles"].items():
-        for name, entry in formats.items():
-            parity, dice = entry["parity"], entry["dice"].values()
-            cells = [bundle, f"`{name}`", f"{entry['size'] / 1e6:.2f}", f"{parity['max_logit_difference']:.1e}"]
-            cells += [f"{parity['dice']:.4f}", f"{sum(dice) / len(dice):.4f} ({entry['dice_difference']:+.4f})"]
-            cells += [f"{entry['ms_per_case']:.1f}", f"{entry['times_faster']:.2f} x"]
-            lines.append("| " + " | ".join(cells) + " |")
-    count = next(iter(next(iter(results["bundles"].values())).values()))["n_cases"]
-    note = (
-        f"{count} test cases; {results['threads']} threads of {results['device']['name']}. In brackets: the difference "
-        "from PyTorch in float32, against which the time is taken as well, case by case."
-    )
-    return "\n".join([*lines, "", note])
-
-
-def update_page(page: Path, text: str) -> None:
-    """Put the table between the page's markers."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -127,9 +91,7 @@ def main() -> None:
             folder = REPOSITORY / "bundles" / name
             results["bundles"][name] = measure(folder, Path(work) / name, data, split_file, arguments.threads)
     write_json(arguments.out / "exports.json", results)
-    print(table(results))
-    if not arguments.cases:
-        update_page(PAGE, table(results))
+    print(exports_table(arguments.out / "exports.json"))
 
 
 if __name__ == "__main__":

@@ -174,9 +174,9 @@ def compare(bundle: str, a: str, b: str, dataset_dir: str, split_file: str = "",
         split_file: a split; its section is scored.
         section: test, validation, train or all; empty is test with a split file and all without.
     """
-    from monai_kd.hub import compare_models
+    from monai_kd.hub import compare_cases
 
-    print(compare_models(bundle, a, b, dataset_dir, split_file or None, section or None))
+    print(compare_cases(bundle, a, b, dataset_dir, split_file or None, section or None).table())
 
 
 def sync(bundles_dir: str = "bundles", check: bool = False) -> None:
@@ -197,7 +197,7 @@ def sync(bundles_dir: str = "bundles", check: bool = False) -> None:
 
 
 def tables(results_dir: str = "docs/results", check: bool = False) -> None:
-    """Regenerate the result tables of README and model cards from the run records.
+    """Regenerate the result tables of README, how-to pages and model cards from the run records.
 
     Args:
         results_dir: folder whose ``**/run.json`` are the only source of numbers.
@@ -205,7 +205,8 @@ def tables(results_dir: str = "docs/results", check: bool = False) -> None:
     """
     from monai_kd.visualize.documents import write_tables
 
-    files = [Path("README.md"), *sorted(Path("bundles").glob("[!_]*/docs/README.md"))]
+    pages = [*Path("docs").glob("how_to/*.md"), *Path("bundles").glob("[!_]*/docs/README.md")]
+    files = [Path("README.md"), *sorted(pages)]
     changed = write_tables(results_dir, files, check=check)
     for path in changed:
         print(f"{'out of date' if check else 'rewritten'}: {path}")

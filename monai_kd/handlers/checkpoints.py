@@ -20,7 +20,7 @@ from torch import nn
 from monai_kd.handlers.files import is_main_process, write_whole
 from monai_kd.handlers.provenance import file_sha256
 from monai_kd.handlers.run_dir import STATE_DIR, require_free_space
-from monai_kd.handlers.run_record import RECORD_KEY, refuse_other_run
+from monai_kd.handlers.training_record import RECORD_KEY, refuse_other_run
 
 __all__ = ["ResumableTraining", "SaveBest"]
 
@@ -85,7 +85,7 @@ class ResumableTraining:
 
     Raises:
         ValueError: ``interval`` is not a positive number, no state in ``run_dir`` can be read, the interrupted run had
-            other settings, or the loader keeps its workers over epochs (``persistent_workers``).
+            other settings, there are no epochs, or the loader keeps its workers over epochs (``persistent_workers``).
         OSError: the disk has no room for weights and states.
     """
 
@@ -118,6 +118,8 @@ class ResumableTraining:
                 "persistent_workers is True: such workers keep their random state over epochs, so that a resumed "
                 "training would differ; set train::dataloader::persistent_workers False"
             )
+        if not engine.state.max_epochs or engine.state.max_epochs < 1:
+            raise ValueError(f"epochs is {engine.state.max_epochs}; a training has 1 or more")
         require_free_space(self.folder, _expected_bytes(self.objects))
         if self.resume:
             self._restore(engine)

@@ -1,7 +1,7 @@
 """Bundles as things to keep in step, pack and share."""
 
 from monai_kd.hub.checksums import write_checksums
-from monai_kd.hub.compare import Comparison, ModelScores, compare_cases, compare_models
+from monai_kd.hub.compare import Comparison, ModelScores, compare_cases
 from monai_kd.hub.doctor import Finding, diagnose
 from monai_kd.hub.fetch import fetch_bundle
 from monai_kd.hub.hugging_face_push import (
@@ -25,7 +25,6 @@ __all__ = [
     "Packed",
     "PushedBundle",
     "compare_cases",
-    "compare_models",
     "diagnose",
     "fetch_bundle",
     "hugging_face_card",

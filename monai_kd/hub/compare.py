@@ -25,7 +25,7 @@ from monai_kd.teachers import load_report, load_teacher
 from monai_kd.teachers.facts import read_facts
 from monai_kd.visualize.statistics import bootstrap_interval
 
-__all__ = ["Comparison", "ModelScores", "compare_cases", "compare_models"]
+__all__ = ["Comparison", "ModelScores", "compare_cases"]
 
 _FILES = ("train.yaml", "evaluate.yaml")
 
@@ -152,19 +152,6 @@ def _difference(a: Mapping[str, float | None], b: Mapping[str, float | None]) ->
 
 def _or_one(value: float | None) -> float:
     return 1.0 if value is None else value
-
-
-def compare_models(
-    bundle: str | Path,
-    a: str | Path,
-    b: str | Path,
-    dataset_dir: str | Path,
-    split_file: str | Path | None = None,
-    section: str | None = None,
-    threads: int | None = None,
-) -> str:
-    """Compare two models and return a Markdown table; see :func:`compare_cases`."""
-    return compare_cases(bundle, a, b, dataset_dir, split_file, section, threads).table()
 
 
 def compare_cases(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from monai_kd.teachers.contract import check_facts
 from monai_kd.teachers.ensemble import EnsembleTeacher
@@ -21,6 +18,7 @@ from monai_kd.teachers.matching import Matching, Student, adapt, same_names
 from monai_kd.teachers.network_config import DEFAULT_ID, HUB_CONFIG, build_network, find_network
 from monai_kd.teachers.nnunet import build_nnunet
 from monai_kd.teachers.nnunet_plans import Plans, checkpoint_files, plans_folder, refuse_parts_of_models
+from monai_kd.teachers.report import LoadReport, fill, finish, judge, load_report
 from monai_kd.teachers.snapshot import resolve_snapshot
 from monai_kd.teachers.weights import (
     file_sha256,
@@ -31,51 +29,7 @@ from monai_kd.teachers.weights import (
     weight_files,
 )
 
-__all__ = ["LoadReport", "load_report", "load_teacher"]
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What ``load_teacher`` read and how well the weights fitted.
-
-    Attributes:
-        config_file: the config that defines the network, plans.json for nnU-Net; None for TorchScript and ensembles.
-        network_id: the id in it, the configuration for nnU-Net; None for TorchScript and ensembles.
-        weights: the weights file, absolute; None for ensembles.
-        sha256: of the weights file, 64 hex digits; of an ensemble that of its members' hashes, one a line, in order.
-        loaded: number of tensors copied into the network.
-        missing: keys of the network that the file lacks; they keep their initial values.
-        unexpected: keys of the file that the network lacks.
-        mismatched: ``key: file (shape), network (shape)``; the network keeps its initial values there.
-        members: the reports of an ensemble's members.
-    """
-
-    config_file: Path | None
-    network_id: str | None
-    weights: Path | None
-    sha256: str
-    loaded: int
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    mismatched: tuple[str, ...] = ()
-    members: tuple[LoadReport, ...] = ()
-
-    @property
-    def complete(self) -> bool:
-        own = not (self.missing or self.unexpected or self.mismatched)
-        return own and all(member.complete for member in self.members)
-
-    def summary(self, network: nn.Module) -> str:
-        """Counts, and the first five keys of each kind, one kind a line."""
-        counts = f"{self.loaded} loaded"
-        lines = []
-        for kind in ("missing", "unexpected", "mismatched"):
-            keys: tuple[str, ...] = getattr(self, kind)
-            counts += f", {len(keys)} {kind}"
-            if keys:
-                lines.append(f"  {kind}: {'; '.join(keys[:5])}{'; ...' if len(keys) > 5 else ''}")
-        where = f"'{self.network_id}' of '{self.config_file}'"
-        return "\n".join([f"'{self.weights}' for {type(network).__name__} ({where}): {counts}", *lines])
+__all__ = ["load_teacher"]
 
 
 @dataclass(frozen=True)
@@ -97,23 +51,6 @@ class Source:
         settings["network_id"] = None if self.network_id == DEFAULT_ID else self.network_id
         settings["weights"] = self.weights if weights else None
         return [name for name, value in settings.items() if value]
-
-
-_REPORTS: MutableMapping[nn.Module, LoadReport] = WeakKeyDictionary()
-
-
-def load_report(network: nn.Module) -> LoadReport:
-    """Return the report of a network that ``load_teacher`` returned.
-
-    Raises:
-        ValueError: the network has none; copies of a loaded network and wrappers around it have none either.
-    """
-    if network not in _REPORTS:
-        raise ValueError(
-            f"{type(network).__name__} has no load report: pass the very network that load_teacher returned, "
-            "not a copy or a wrapper"
-        )
-    return _REPORTS[network]
 
 
 def load_teacher(
@@ -227,7 +164,7 @@ def _load_member(
     for network, inner in zip(wrapped, networks, strict=True):
         if checked:
             check_facts(network, str(root), facts, student, matching)
-        _finish(network, _REPORTS[inner])
+        finish(network, load_report(inner))
     return wrapped[0] if len(wrapped) == 1 else _average(wrapped)
 
 
@@ -273,10 +210,10 @@ def _member_settings(
 
 def _average(members: Sequence[nn.Module]) -> nn.Module:
     network = EnsembleTeacher(members)
-    reports = tuple(_REPORTS[member] for member in members)
+    reports = tuple(load_report(member) for member in members)
     digest = hashlib.sha256("\n".join(report.sha256 for report in reports).encode()).hexdigest()
     loaded = sum(report.loaded for report in reports)
-    return _finish(network, LoadReport(None, None, None, digest, loaded, members=reports))
+    return finish(network, LoadReport(None, None, None, digest, loaded, members=reports))
 
 
 # ---- one bundle, one nnU-Net model -----------------------------------------------------------------------------------
@@ -284,7 +221,9 @@ def _average(members: Sequence[nn.Module]) -> nn.Module:
 
 def _load_bundle(root: Path, source: Source) -> nn.Module:
     if not root.exists():
-        raise FileNotFoundError(f"bundle_root '{root}' does not exist; give a bundle folder or a TorchScript file")
+        raise FileNotFoundError(
+            f"bundle_root '{root}' does not exist; give a bundle, nnU-Net or Hugging Face folder, or a TorchScript file"
+        )
     if source.folds is not None:
         raise ValueError(f"folds={source.folds} are of nnU-Net models, and '{root}' has no plans.json: remove folds")
     refuse_parts_of_models(root)
@@ -301,9 +240,9 @@ def _load_bundle(root: Path, source: Source) -> nn.Module:
     device = torch.device(source.map_location)
     network = build_network(root, config, found_id, found_file, source.overrides or {}, device)
     state = read_state_dict(weights_file, source.key_in_ckpt, source.map_location)
-    report = _fill(network, state, found_file, found_id, weights_file)
-    _judge(report, network, source.strict)
-    return _finish(network.to(device), report)
+    report = fill(network, state, found_file, found_id, weights_file)
+    judge(report, network, source.strict)
+    return finish(network.to(device), report)
 
 
 def _load_nnunet(plans: Plans, source: Source) -> list[nn.Module]:
@@ -321,18 +260,10 @@ def _load_nnunet(plans: Plans, source: Source) -> list[nn.Module]:
         state = read_nnunet_checkpoint(path, "cpu").get("network_weights")
         if not isinstance(state, MutableMapping):
             raise ValueError(f"'{path}' has no network_weights; give a checkpoint that nnU-Net v2 wrote")
-        report = _fill(network, state, plans.path, plans.configuration, path)
-        _judge(report, network, source.strict)
-        networks.append(_finish(network.to(source.map_location), report))
+        report = fill(network, state, plans.path, plans.configuration, path)
+        judge(report, network, source.strict)
+        networks.append(finish(network.to(source.map_location), report))
     return networks
-
-
-def _finish(network: nn.Module, report: LoadReport) -> nn.Module:
-    for parameter in network.parameters():  # a ScriptModule has no requires_grad_()
-        parameter.requires_grad_(False)
-    network.eval()
-    _REPORTS[network] = report
-    return network
 
 
 # ---- TorchScript: network and weights in one file -------------------------------------------------------------------
@@ -360,44 +291,4 @@ def _find_torchscript(root: Path, weights: str | Path | None, config_file: str |
 
 def _load_torchscript(path: Path, map_location: str | torch.device) -> nn.Module:
     network = torch.jit.load(str(path), map_location=map_location)
-    return _finish(network, LoadReport(None, None, path, file_sha256(path), loaded=len(network.state_dict())))
-
-
-def _fill(
-    network: nn.Module, state: MutableMapping[str, Any], config_file: Path, network_id: str, weights: Path
-) -> LoadReport:
-    """Copy what fits into the network. Missing and unexpected keys are torch's own verdict, so its renamings count."""
-    own = network.state_dict()
-    if all(key.startswith("module.") for key in state) and not any(key.startswith("module.") for key in own):
-        consume_prefix_in_state_dict_if_present(state, "module.")  # type: ignore[arg-type]  # DDP's prefix
-    mismatched = [key for key in state if key in own and _shape(state[key]) != _shape(own[key])]
-    described = [f"{key}: file {_shape(state.pop(key))}, network {_shape(own[key])}" for key in mismatched]
-    verdict = network.load_state_dict(state, strict=False)
-    return LoadReport(
-        config_file=config_file,
-        network_id=network_id,
-        weights=weights,
-        sha256=file_sha256(weights),
-        loaded=len(state) - len(verdict.unexpected_keys),
-        missing=tuple(key for key in verdict.missing_keys if key not in mismatched),
-        unexpected=tuple(verdict.unexpected_keys),
-        mismatched=tuple(described),
-    )
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
-
-
-def _judge(report: LoadReport, network: nn.Module, strict: bool) -> None:
-    if report.complete and report.loaded:
-        return
-    summary = report.summary(network)
-    if not report.loaded:
-        raise RuntimeError(f"nothing fits: {summary}\nGive the weights of this network, or check `config_file`.")
-    if strict:
-        raise RuntimeError(
-            f"weights do not fit: {summary}\nGive the weights of this network, set its arguments by `overrides`, "
-            "or load what fits by strict=False."
-        )
-    warnings.warn(f"weights fit in part: {summary}", stacklevel=5)
+    return finish(network, LoadReport(None, None, path, file_sha256(path), loaded=len(network.state_dict())))

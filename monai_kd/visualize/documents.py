@@ -5,8 +5,8 @@ No number in a README or a model card is typed: a document names the protocol it
     <!-- >>> results: hippocampus -->
     <!-- <<< results -->
 
-and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
-``bundles=student``, ``sections=test``.
+and :func:`write_tables` fills in what the records say; ``exports`` in place of a protocol shows ``exports.json``.
+Filters follow the name: ``methods=teacher,baseline``, ``bundles=student``, ``sections=test``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from monai_kd.visualize.exports import exports_table
 from monai_kd.visualize.records import load_records
 from monai_kd.visualize.statistics import Record
 from monai_kd.visualize.tables import results_table
@@ -48,7 +49,7 @@ def write_tables(results_dir: str | Path, files: Iterable[str | Path], check: bo
     changed = []
     for path in map(Path, files):
         text = path.read_text(encoding="utf-8")
-        updated = _fill(text, records, path)
+        updated = _fill(text, records, path, Path(results_dir) / "exports.json")
         if updated != text:
             changed.append(path)
             if not check:
@@ -56,7 +57,7 @@ def write_tables(results_dir: str | Path, files: Iterable[str | Path], check: bo
     return changed
 
 
-def _fill(text: str, records: Sequence[Record], path: Path) -> str:
+def _fill(text: str, records: Sequence[Record], path: Path, exports: Path) -> str:
     lines: list[str] = []
     opened: int | None = None
     fenced = False
@@ -76,7 +77,9 @@ def _fill(text: str, records: Sequence[Record], path: Path) -> str:
             lines.append(line)
         if marker:
             opened = number
-            lines.append(_marked_table(marker, records, f"{path}:{number}"))
+            shows_exports = marker["protocol"] == "exports"
+            shown = exports_table(exports) if shows_exports else _marked_table(marker, records, f"{path}:{number}")
+            lines.append(shown)
     if opened is not None:
         raise ValueError(f"{path}:{opened}: this results marker is not closed; add a line '{_CLOSE}'")
     return "\n".join(lines)

@@ -126,7 +126,7 @@ BAD: dict[str, tuple[Callable[[Place], Any], dict[str, Any], str]] = {
         "gives 2 channels, the student has 3 classes",
     ),
     "teacher's class order": (swap_classes, {}, "has its classes in the order ['background', 'posterior', 'anterior']"),
-    "teacher missing": (nothing, {"teacher_root": "nowhere"}, "nowhere' does not exist; give a bundle folder"),
+    "teacher missing": (nothing, {"teacher_root": "nowhere"}, "nowhere' does not exist; give a bundle, nnU-Net"),
     "teacher's weights missing": (
         lambda place: (place.teacher / "models" / "model.pt").unlink(),
         {},
@@ -147,6 +147,7 @@ BAD: dict[str, tuple[Callable[[Place], Any], dict[str, Any], str]] = {
         {"skip_bad_cases": "yes"},
         "skip_bad_cases is 'yes'; it must be True or False",
     ),
+    "no epochs": (nothing, {"epochs": 0}, "epochs is 0; a training has 1 or more"),
     "resume as a word": (nothing, {"resume": "yes"}, "resume is 'yes'; it must be True or False"),
     "nothing to resume": (nothing, {"resume": True}, "holds no run (no run.json); start without --resume"),
 }

@@ -61,8 +61,10 @@ def test_the_student_has_at_most_six_percent_of_the_teachers_parameters(records)
 
 
 def test_published_tables_follow_from_the_records(repository):
-    files = [repository / "README.md", *sorted(repository.glob("bundles/[!_]*/docs/README.md"))]
+    pages = [*repository.glob("docs/how_to/*.md"), *repository.glob("bundles/[!_]*/docs/README.md")]
+    files = [repository / "README.md", *sorted(pages)]
     assert len(files) >= 3
+    assert "results: exports" in (repository / "docs" / "how_to" / "openvino.md").read_text(encoding="utf-8")
     assert write_tables(repository / "docs" / "results", files, check=True) == []
 
 

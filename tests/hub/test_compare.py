@@ -14,7 +14,7 @@ import torch
 from small_bundle import make_small_bundle, small_network
 
 from monai_kd.export import export_bundle, predict_images
-from monai_kd.hub.compare import Comparison, ModelScores, compare_cases, compare_models
+from monai_kd.hub.compare import Comparison, ModelScores, compare_cases
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_an_export_is_compared_with_its_weights_and_known_by_its_record(
     assert comparison.b.parameters == comparison.a.parameters
     assert comparison.b.size == exported.size
     (tmp_path / "export.json").unlink()
-    table = compare_models(bundle, weights, exported.path, phantoms, split_file, "validation")
+    table = compare_cases(bundle, weights, exported.path, phantoms, split_file, "validation").table()
     assert "not known" in table
     assert "100.000 %" in table
 
@@ -127,7 +127,7 @@ def test_another_bundle_is_a_model_too_and_nothing_is_written(
 ):
     other = shutil.copytree(bundle, tmp_path / "renamed")
     monkeypatch.chdir(tmp_path)
-    table = compare_models(bundle, other, weights, phantoms, split_file, "validation")
+    table = compare_cases(bundle, other, weights, phantoms, split_file, "validation").table()
     assert table.splitlines()[0] == "|  | renamed | model.pt | b - a |"
     assert [item.name for item in tmp_path.iterdir()] == ["renamed"]
     assert not (bundle / "runs").exists()
@@ -143,7 +143,7 @@ def test_a_bundle_of_another_class_order_is_refused(
     classes["1"], classes["2"] = classes["2"], classes["1"]
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"swapped' .*posterior.*anterior"):
-        compare_models(bundle, weights, other, phantoms, split_file)
+        compare_cases(bundle, weights, other, phantoms, split_file)
 
 
 def test_an_export_of_earlier_weights_is_refused_unless_the_other_model_has_them(
@@ -165,7 +165,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(
     bundle: Path, weights: Path, phantoms: Path, split_file: Path, tmp_path: Path
 ):
     same = Path(shutil.copyfile(weights, tmp_path / "model.pt"))
-    table = compare_models(bundle, weights, same, phantoms, split_file, "validation")
+    table = compare_cases(bundle, weights, same, phantoms, split_file, "validation").table()
     assert table.splitlines()[0] == f"|  | models/model.pt | {tmp_path.name}/model.pt | b - a |"
 
 
@@ -182,6 +182,6 @@ def test_files_of_one_name_are_told_apart_by_their_folders(
 def test_what_is_wrong_is_named(bundle: Path, weights: Path, phantoms: Path, split_file: Path, changed, error, words):
     given = {"bundle": bundle, "a": weights, "b": weights, "dataset_dir": phantoms, "split_file": split_file}
     with pytest.raises(error) as refused:
-        compare_models(**{**given, **changed})
+        compare_cases(**{**given, **changed})
     causes = f"{refused.value} {refused.value.__cause__}"
     assert words in causes

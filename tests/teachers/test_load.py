@@ -355,15 +355,15 @@ def test_a_network_that_was_not_loaded_has_no_report():
 
 
 def test_the_report_does_not_keep_the_network_alive(root):
-    from monai_kd.teachers import load
+    from monai_kd.teachers import report
 
     gc.collect()
-    before = len(load._REPORTS)
+    before = len(report._REPORTS)
     teacher = load_teacher(root)
-    assert len(load._REPORTS) == before + 1
+    assert len(report._REPORTS) == before + 1
     del teacher
     gc.collect()
-    assert len(load._REPORTS) == before
+    assert len(report._REPORTS) == before
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,251 @@
+"""run.json of a training: written while it runs and complete when it ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+
+from monai_kd.data.splits import CaseSplit, case_id, ids_hash
+from monai_kd.distillers import Distiller
+from monai_kd.handlers.failure import on_failure
+from monai_kd.handlers.files import is_main_process
+from monai_kd.handlers.provenance import config_hash, file_sha256, network_facts, write_json
+from monai_kd.handlers.run_record import PLACE_IDS, RunRecord
+from monai_kd.handlers.scalars import named_scalars
+from monai_kd.inferers import cpu_has_bfloat16
+from monai_kd.teachers import load_report
+
+__all__ = ["RECORD_KEY", "TrainingRecord", "refuse_other_run"]
+
+_logger = logging.getLogger("monai_kd")
+RECORD_KEY = "run_record"  # of the record in the trainer's state
+
+# What may differ between the two arms of a fair comparison: the method, the seed and where things lie. Everything
+# else in the configuration is the schedule, and its hash must be equal.
+_METHOD_IDS = ("method", "terms", "teacher", "teacher_root", "distiller_def", "distiller")
+_NOT_SCHEDULE = (*_METHOD_IDS, *PLACE_IDS, "seed", "imports", "skip_bad_cases", "num_workers")  # the split has a hash
+
+
+class TrainingRecord(RunRecord):
+    """Write ``run.json`` (and ``split.json``) of a training into its run folder, anew after every validation.
+
+    Records the executed configuration, the cases that were really used, the mean loss and every term per epoch, the
+    validation scores, the best epoch, time and memory; after completion the sha256 of the best weights. The content
+    is part of the trainer's state (``engine.state.run_record``), so a resumed training goes on with its curves.
+
+    Args:
+        run_dir: folder of this run.
+        bundle: the bundle's metadata; ``name`` and ``version`` are read.
+        method: name of the arm in tables, e.g. ``teacher``, ``baseline``, ``distilled``.
+        protocol: name of the task protocol.
+        seed: the training seed.
+        class_names: background first.
+        device: where it trains.
+        network: the student (or teacher) whose weights are saved.
+        evaluator: the validation engine, with :class:`~monai_kd.handlers.CaseScores` among its handlers.
+        train_data, validation_data: the data lists in use.
+        split: the :class:`~monai_kd.data.CaseSplit` they came from, if they did.
+        distiller: the :class:`~monai_kd.distillers.Distiller` (or its DDP wrapper), None for plain training.
+        weights_name: file name of the best weights in ``run_dir``.
+        bundle_root: folder whose git commit is recorded.
+
+    Raises (when a resumed training starts):
+        ValueError: its configuration or its cases are not those of the interrupted run.
+    """
+
+    kind = "training"
+
+    def __init__(
+        self,
+        run_dir: str,
+        bundle: Mapping[str, Any],
+        method: str,
+        protocol: str,
+        seed: int,
+        class_names: Sequence[str],
+        device: str | torch.device,
+        network: nn.Module,
+        evaluator: Engine,
+        train_data: Sequence[Mapping[str, Any]],
+        validation_data: Sequence[Mapping[str, Any]],
+        split: CaseSplit | None = None,
+        distiller: nn.Module | None = None,
+        weights_name: str = "model.pt",
+        bundle_root: str = ".",
+    ) -> None:
+        super().__init__(run_dir, bundle, method, protocol, class_names, device, network, bundle_root)
+        self.evaluator = evaluator
+        self.weights_name = weights_name
+        ids = {
+            "train": [case_id(item["image"]) for item in train_data],
+            "validation": [case_id(item["image"]) for item in validation_data],
+        }
+        if split is not None and split.loaded:
+            ids["test"] = split.ids["test"]
+        self.ids = ids
+        self.content["seed"] = seed
+        self.content["protocol"].update(
+            {"split_hash": ids_hash(ids), **{f"n_{section}": len(names) for section, names in ids.items()}}
+        )
+        # `cpu_bfloat16` and `amp` are expressions, so the hardware decides what they mean
+        precision = [self.content["device"]["type"], cpu_has_bfloat16()]
+        schedule = {
+            "config": config_hash(self.config, _NOT_SCHEDULE),
+            "split": ids_hash(ids),
+            "precision": precision,
+            "supervised": _supervised_terms(self.config),
+            "processes": dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1,
+        }
+        self.content["processes"] = schedule["processes"]
+        self.content["schedule_hash"] = config_hash(schedule)
+        self.content["teacher"] = _teacher_facts(distiller)
+        self.content["skipped_cases"] = dict(split.skipped) if split is not None else {}
+        self.content["curves"] = {"epoch": [], "loss": [], "terms": {}, "val_epoch": [], "val_mean_dice": []}
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.state.run_record = self.content  # type: ignore[attr-defined]
+        engine.state_dict_user_keys.append(RECORD_KEY)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_losses)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._close_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._complete)
+        on_failure(engine, self._interrupted)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
+
+    def _start(self, engine: Engine) -> None:
+        restored = getattr(engine.state, RECORD_KEY, self.content)
+        if restored is not self.content:
+            self._go_on(restored, engine.state.epoch)
+            engine.state.run_record = self.content  # type: ignore[attr-defined]
+        self.content["epochs"] = engine.state.max_epochs
+        if is_main_process():
+            write_json(self.run_dir / "split.json", self.ids)
+        self.write()
+
+    def _go_on(self, earlier: dict[str, Any], epoch: int) -> None:
+        """Take over what the interrupted run had recorded."""
+        kept = ("started", "curves", "best_epoch", "best_metric", "validation", "resumed", "time")
+        self.content.update({key: earlier[key] for key in kept if key in earlier})
+        resumes = max(_resumes_on_disk(self.run_dir), self.content.get("resumed", []), key=len)  # a state may lack some
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.content["resumed"] = [*resumes, {"after_epoch": epoch, "at": now}]
+        self._started -= earlier["time"]["total_s"]
+
+    def _add_losses(self, engine: Engine) -> None:
+        for name, value in named_scalars(engine.state.output).items():  # type: ignore[arg-type]
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+
+    def _close_epoch(self, engine: Engine) -> None:
+        curves = self.content["curves"]
+        means = {name: _number(total / self._count) for name, total in self._sums.items()}
+        curves["epoch"].append(engine.state.epoch)
+        curves["loss"].append(means.pop(Keys.LOSS, None))
+        for name, mean in means.items():
+            curves["terms"].setdefault(name, []).append(mean)
+        self._sums, self._count = {}, 0
+
+    def _add_validation(self, engine: Engine) -> None:
+        state: Any = engine.state
+        summary = state.case_summary
+        curves = self.content["curves"]
+        curves["val_epoch"].append(state.epoch)
+        curves["val_mean_dice"].append(_number(summary["dice"]["mean"]))
+        # MONAI numbers the validator's epochs by the trainer's, so its best epoch is the trainer's
+        self.content["best_epoch"] = int(state.best_metric_epoch)
+        self.content["best_metric"] = _number(float(state.best_metric))
+        if self.content["best_epoch"] == state.epoch:
+            self.content["validation"] = summary
+        self.write()
+
+    def _complete(self, _engine: Engine) -> None:
+        self.content["status"] = "finished"
+        weights = self.run_dir / self.weights_name
+        if is_main_process() and weights.is_file():
+            self.content["network"]["weights_sha256"] = file_sha256(weights)
+        self.write()
+        _logger.info("run record: %s", self.run_dir / "run.json")
+
+    def _interrupted(self, _engine: Engine, error: BaseException) -> None:
+        self.content["status"] = f"stopped by {type(error).__name__}"
+        self.write()
+
+
+def refuse_other_run(earlier: Mapping[str, Any], now: Mapping[str, Any], run_dir: str | Path) -> None:
+    """Raise ValueError, naming every difference, unless two records speak of the same training."""
+    changed = _differences(earlier["config"], now["config"], PLACE_IDS)
+    if earlier["protocol"]["split_hash"] != now["protocol"]["split_hash"]:
+        changed.append("the cases")
+    for name, before, after in (
+        ("processes", earlier.get("processes"), now.get("processes")),
+        ("device", earlier["device"]["type"], now["device"]["type"]),
+    ):
+        if before != after:
+            changed.append(f"{name} ({before} -> {after})")
+    if changed:
+        raise ValueError(
+            f"--resume True: not the configuration of the run in '{run_dir}': {'; '.join(changed)}; "
+            "resume with the same settings, or start another run"
+        )
+
+
+def _resumes_on_disk(run_dir: Path) -> list[Any]:
+    try:
+        resumes = json.loads((run_dir / "run.json").read_text(encoding="utf-8")).get("resumed", [])
+    except (OSError, ValueError):
+        return []
+    return resumes if isinstance(resumes, list) else []
+
+
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], without: Iterable[str]) -> list[str]:
+    """Describe the top-level ids whose values differ."""
+    names = [name for name in {**earlier, **now} if name not in set(without) and earlier.get(name) != now.get(name)]
+    plain = (int, float, str, bool, type(None))
+    return [
+        f"{name} ({earlier.get(name)} -> {now.get(name)})"
+        if isinstance(earlier.get(name), plain) and isinstance(now.get(name), plain)
+        else name
+        for name in names
+    ]
+
+
+def _supervised_terms(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the terms that compare with the label: both arms of a fair comparison must have the same."""
+    terms = {name: term for name, term in config.get("terms", {}).items() if isinstance(term, dict)}
+    return {name: term for name, term in terms.items() if term.get("target", "label") == "label"}
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _teacher_facts(distiller: nn.Module | None) -> dict[str, Any]:
+    """Tell which teachers there were and whether they ran live, were read from the batch, or not used."""
+    core = getattr(distiller, "module", distiller)
+    if not isinstance(core, Distiller):
+        return {"source": "none"}
+    networks = {name: core.networks[name] for name in (*core.trained_teachers, *core.read_teachers)}
+    if not networks:
+        return {"source": "cached" if core.cached else "none"}
+    return {"source": "live", "networks": {name: _loaded_facts(network) for name, network in networks.items()}}
+
+
+def _loaded_facts(network: nn.Module) -> dict[str, Any]:
+    """Return class, parameters and, if ``load_teacher`` made it, the sha256 of its weights file."""
+    try:
+        return {**network_facts(network), "weights_sha256": load_report(network).sha256}
+    except ValueError:  # built otherwise, e.g. a teacher made in Python
+        return network_facts(network)

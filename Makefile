@@ -41,7 +41,7 @@ venv-%: .venv-%/.installed ;
 
 test-all: install $(CONSUMERS:%=.venv-%/.installed)
 	$(PY) -m pytest --durations 25
-	.venv-nnunet/bin/python -m pytest tests/teachers/test_nnunet.py
+	.venv-nnunet/bin/python -m pytest tests/teachers/test_nnunet.py tests/teachers/test_any_teacher_page.py
 
 lint: install
 	$(VENV)/bin/ruff check .

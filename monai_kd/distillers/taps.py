@@ -1,7 +1,7 @@
 """Named feature maps of a network: where the stages of known MONAI networks are, and how to record them.
 
-``stage_paths(network)`` gives readable names to the stages of eight MONAI networks, and ``FeatureTaps`` records chosen
-stages (or any other module's output) during one forward pass::
+``stage_paths(network)`` gives readable names to the stages of eight MONAI networks, also within wrappers and ensembles,
+and ``FeatureTaps`` records chosen stages (or any other module's output) during one forward pass::
 
     taps = FeatureTaps(network, ["encoder_2", "bottleneck"])
     with taps as features:
@@ -70,6 +70,10 @@ def stage_paths(network: nn.Module) -> dict[str, str]:
       connection passes with ``normalize=True``.
     - FlexibleUNet: the encoder starts at half resolution; ``decoder_0`` is the decoder stage above it, at full
       resolution. A backbone other than ResNet or EfficientNet shows its decoder stages only.
+    - A wrapper, a module whose only child is called ``network``: the stages inside, under the same names. They lie on
+      the grid of the wrapped network.
+    - An ensemble, a module whose only child is a ``ModuleList`` called ``networks``: the stages of every member, as
+      ``member_0.bottleneck``. Both nest.
 
     Returns:
         Stage name to path as in ``named_modules()``: ``encoder_1``..``encoder_n``, ``bottleneck``,
@@ -78,7 +82,24 @@ def stage_paths(network: nn.Module) -> dict[str, str]:
     for network_class, find_stages in _FINDERS.items():
         if isinstance(network, network_class):
             return find_stages(network).named()
-    return {}
+    return {
+        f"{prefix}{name}": f"{inner}.{path}"
+        for prefix, inner in _inner_networks(network)
+        for name, path in stage_paths(network.get_submodule(inner)).items()
+    }
+
+
+def _inner_networks(network: nn.Module) -> list[tuple[str, str]]:
+    """For each network in a wrapper or an ensemble what precedes its stage names, and its path.
+
+    By the names of the children: teachers and distillers do not import each other.
+    """
+    children = dict(network.named_children())
+    if list(children) == ["network"]:
+        return [("", "network")]
+    if list(children) == ["networks"] and isinstance(children["networks"], nn.ModuleList):
+        return [(f"member_{i}.", f"networks.{i}") for i in range(len(children["networks"]))]
+    return []
 
 
 def _unet_stages(network: Any) -> _Stages:
@@ -202,13 +223,12 @@ class FeatureTaps:
     """
 
     def __init__(self, network: nn.Module, taps: Mapping[str, str] | Sequence[str]) -> None:
-        if taps and isinstance(network, torch.jit.ScriptModule):
-            raise ValueError(
-                f"{_name(network)} is TorchScript: the modules inside cannot be tapped, only its output can be used; "
-                "load the network from its bundle's config instead"
-            )
+        if taps:
+            _refuse_torchscript(network, _name(network))
         self.network = network
         self.paths: dict[str, str] = _resolve_paths(network, _as_mapping(taps))
+        for alias, path in self.paths.items():
+            _refuse_torchscript(network.get_submodule(path), f"tap '{alias}' ({path}) of {_name(network)}")
         self._inner = _inner_aliases(network, self.paths)
         self._features: dict[str, torch.Tensor] | None = None
         self._versions: dict[str, int] = {}
@@ -281,6 +301,14 @@ class FeatureTaps:
                     f"tap '{alias}' ({self.paths[alias]}) of {_name(self.network)} was overwritten in place by a later "
                     "layer: build the network with inplace=False there, or tap another stage"
                 )
+
+
+def _refuse_torchscript(module: nn.Module, name: str) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"{name} is TorchScript: the modules inside cannot be tapped, only its output can be used; "
+            "load the network from its bundle's config instead"
+        )
 
 
 def _as_mapping(taps: Mapping[str, str] | Sequence[str]) -> dict[str, str]:

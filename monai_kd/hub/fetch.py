@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import unquote, urlsplit
 
 from monai.apps.utils import HashCheckError
@@ -36,6 +37,8 @@ __all__ = ["fetch_bundle"]
 
 _GITHUB = "https://github.com"
 _GITHUB_RAW = "https://raw.githubusercontent.com"
+_LOCK_TRIES = 10
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def fetch_bundle(
         bundle_dir: where the bundle's folder goes; made if missing.
         name: the bundle's name; a zip of another name is refused. Needed for github, hf, and an index with several.
         version: the version (for hf a tag, branch or commit); empty takes the newest, a zip of another is refused.
-        sha256: 64 hex digits; an index states it itself. Not for hf, where the hub's own hashes are compared.
+        sha256: 64 hex digits; an index states it itself, and a release without one needs it. Not for hf, where the
+            hub's own hashes are compared.
 
     Returns:
         The bundle's folder.
@@ -131,12 +135,15 @@ def _resolve_github(source: str, name: str | None, version: str | None, given: d
     index_url = f"{raw}/{owner}/{repository}/{tag}/models/model_info.json"
     try:
         index = parse_index(read_address(index_url), index_url)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         if version is None:
             raise
-        print(f"note: there is no index at {shown(index_url)}")  # then only a given sha256 can be compared
+        if not given:
+            raise FileNotFoundError(
+                f"there is no index at {shown(index_url)}, so give --sha256, the zip's hash"
+            ) from error
         index = {}
-    if version is None:
+    if version is None or not given:  # a release may hold what its index does not list: then by the given hash alone
         name, version = _choose(index, index_url, name, version)
     entry_name = f"{name}_v{version}"
     github = os.environ.get("MONAI_KD_GITHUB", _GITHUB).rstrip("/")
@@ -331,18 +338,42 @@ def _own_folder(folder: Path) -> Iterator[Callable[[], Path]]:
 def _locked(part: Path) -> Iterator[None]:
     """Keep other processes from the same download; the system drops the lock when this process ends, however."""
     lock = part.with_name(f".{part.name}.lock")
-    with lock.open("a", encoding="utf-8") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.stat(lock)  # the process before this one removes it at its end
-        except OSError as error:
-            raise FileExistsError(f"another process downloads to '{part}'; wait for it") from error
+    try:
+        file = _open_locked(lock, part)
+    except ImportError:  # Windows has no fcntl
+        yield
+        return
+    with file:
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _open_locked(lock: Path, part: Path) -> TextIO:
+    """Open the lock's file and lock it, where the file system has locks.
+
+    The process before removes the file at its end. Whoever opened it until then would lock a file without a name, and
+    the next one a new file: so a locked file counts only if it is still the one at its path.
+    """
+    import fcntl
+
+    for _ in range(_LOCK_TRIES):
+        file = lock.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                return file
+        except BlockingIOError as error:
+            file.close()
+            raise FileExistsError(f"another process downloads to '{part}'; wait for it") from error
+        except FileNotFoundError:  # removed since it was opened
+            pass
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                print(f"note: the disk of '{part.parent}' has no locks; let no other process download to it meanwhile")
+                return file
+            file.close()
+            raise
+        file.close()
+    raise FileExistsError(f"other processes download to '{part}' over and over; wait for them")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +19,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,8 @@ from file_server import FileServer
 from integration.hub_stand_in import HubStandIn
 
 from monai_kd.hub import fetch_bundle, index_bundles, pack_bundle
+from monai_kd.hub.download import download
+from monai_kd.hub.fetch import _locked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -241,6 +246,88 @@ def test_two_downloads_to_one_place_are_told_apart(bundle, server, published, go
     first.join()
     assert tree(got / "ball") == tree(bundle)
     assert left_behind(got) == []
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(bundle, published, got, monkeypatch):
+    """The process before removes the file after this one opened it, and the next one makes another of that name."""
+    lock = got / ".ball_v0.1.0.zip.part.lock"
+    flock, nodes = fcntl.flock, []
+
+    def flock_too_late(file, operation):
+        nodes.append(os.fstat(file.fileno()).st_ino)
+        if len(nodes) <= 2:
+            lock.rename(got / f"of process {len(nodes)}")  # kept, so that no later file gets its inode
+        if len(nodes) == 2:
+            lock.touch()
+        flock(file, operation)
+
+    def download_locked(url, part):
+        with lock.open("a") as other, pytest.raises(BlockingIOError):
+            flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        download(url, part)
+
+    monkeypatch.setattr("fcntl.flock", flock_too_late)
+    monkeypatch.setattr("monai_kd.hub.fetch.download", download_locked)
+    assert tree(fetch_bundle(published, got)) == tree(bundle)
+    assert len(set(nodes)) == len(nodes) == 3
+    assert left_behind(got) == []
+
+
+def test_a_lock_that_is_removed_over_and_over_is_given_up(published, got, monkeypatch):
+    lock = got / ".ball_v0.1.0.zip.part.lock"
+    monkeypatch.setattr("fcntl.flock", lambda *_: lock.unlink())
+    refused(published, got, FileExistsError, r"other processes download to '.*ball_v0\.1\.0\.zip\.part' over and over")
+
+
+def test_never_two_at_once_hold_the_lock(tmp_path):
+    inside, overlaps, entered = [], [], []
+
+    def come_and_go(number: int) -> None:
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            with suppress(FileExistsError), _locked(tmp_path / "ball.zip.part"):
+                inside.append(number)
+                time.sleep(0)
+                overlaps.extend(other for other in list(inside) if other != number)
+                entered.append(number)
+                inside.remove(number)
+
+    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == []
+    assert set(entered) == {0, 1, 2, 3}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", sorted({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}))
+def test_a_disk_without_locks_is_a_note_that_names_the_folder(bundle, published, got, monkeypatch, capsys, code):
+    def no_locks(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert tree(fetch_bundle(published, got)) == tree(bundle)
+    note = f"note: the disk of '{got}' has no locks; let no other process download to it meanwhile\n"
+    assert capsys.readouterr().out.count(note) == 1
+    assert left_behind(got) == []
+
+
+def test_a_system_without_flock_downloads_all_the_same(bundle, published, got, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    assert tree(fetch_bundle(published, got)) == tree(bundle)
+    assert left_behind(got) == []
+
+
+def test_another_failure_to_lock_is_not_taken_for_another_process(published, got, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", fails)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        fetch_bundle(published, got)
+    assert not isinstance(caught.value, FileExistsError)
 
 
 def test_a_killed_download_showed_its_progress_and_is_resumed(bundle, server, published, got):
@@ -501,13 +588,23 @@ def test_a_release_gives_the_newest_version_of_its_index(github, server, got, ca
     assert "sha256 as expected" in capsys.readouterr().out
 
 
-def test_a_release_without_index_needs_a_version_and_says_that_nothing_was_compared(github, server, got, capsys):
+def test_a_release_without_index_needs_a_version_and_a_hash(github, server, got, capsys):
     (server.folder / "raw").rename(server.folder / "gone")
+    release = {"name": "ball", "version": "0.1.0"}
     refused("github:someone/kd/v1", got, FileNotFoundError, r"model_info\.json: HTTP 404", name="ball")
-    fetch_bundle("github:someone/kd/v1", got, name="ball", version="0.1.0")
-    printed = capsys.readouterr().out
-    assert "note: there is no index at" in printed
-    assert "not compared: none was given" in printed
+    address = f"{server.url}/raw/someone/kd/v1/models/model_info.json"
+    refused("github:someone/kd/v1", got, FileNotFoundError, f"no index at {address}, so give --sha256", **release)
+    assert not got.exists()
+    refused("github:someone/kd/v1", got, ValueError, "expected 0000.*nothing was unpacked", **release, sha256="0" * 64)
+    fetch_bundle("github:someone/kd/v1", got, **release, sha256=sha256(github / "ball_v0.1.0.zip"))
+    assert "(sha256 as expected)" in capsys.readouterr().out
+
+
+def test_an_asset_that_the_index_does_not_list_needs_a_hash(github, server, got, bundle):
+    extra = pack_bundle(make_bundle(server.folder / "made" / "ball", "0.3.0"), github)
+    release = {"name": "ball", "version": "0.3.0"}
+    refused("github:someone/kd/v1", got, ValueError, r"has no 'ball' 0\.3\.0; known: 0\.1\.0, 0\.2\.0", **release)
+    assert fetch_bundle("github:someone/kd/v1", got, **release, sha256=extra.sha256) == got / "ball"
 
 
 def test_a_release_without_the_asset_names_its_address(github, server, got):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from monai_kd.distillers.pairing import build_adapters, pair_terms
 from monai_kd.distillers.taps import FeatureTaps, stage_paths
 from monai_kd.distillers.term import Term, plain_tensor
 
@@ -25,11 +26,13 @@ class DistillOutput(NamedTuple):
         pred: the student's logits, ``(B, K, *spatial)``.
         loss: the weighted sum of all terms, 0-d.
         terms: the unweighted value of each term by name, 0-d, detached.
+        weighted: the same times the term's weight and factor: what the loss is the sum of.
     """
 
     pred: Tensor
     loss: Tensor
     terms: dict[str, Tensor]
+    weighted: dict[str, Tensor]
 
 
 class Distiller(nn.Module):
@@ -43,6 +46,10 @@ class Distiller(nn.Module):
     ``state_dict()``, ``parameters()`` and ``buffers()``: optimizers, checkpoints, federated clients and DDP see the
     student. ``state_dict()`` has the student's bare keys, plus ``adapters.<term>.*`` where terms have adapters.
 
+    A term may read several stages at once, and ``*`` stands for stages: where both sides of a term hold one, each of
+    the student's stages meets the teacher's of the nearest stride (:func:`~monai_kd.distillers.pair_stages`). For that,
+    and for adapters that take channels and sizes from the features they meet, all networks run once on ``input_shape``.
+
     A new method overrides :meth:`views` and, if it adds names, :meth:`known_views`.
 
     Args:
@@ -54,10 +61,11 @@ class Distiller(nn.Module):
             arguments of ``forward`` and replace a live teacher.
         freeze: ``False`` co-trains the teachers: they keep their mode and gradients and are part of ``state_dict()``
             under ``teachers.<name>.*``; give them terms of their own such as ``student: t1/logits, target: label``.
+        input_shape: of one image as the networks get it, ``[1, C, *spatial]``; needed by ``*`` and by such adapters.
 
     Raises:
-        ValueError: no terms, a reserved or malformed name, or an address that no view has; the message lists the
-            known ones.
+        ValueError: no terms, a reserved or malformed name, an address that no view has (the message lists the known
+            ones), or no ``input_shape`` where one is needed.
         TypeError: a term is not a ``Term`` or a network is not a module.
     """
 
@@ -69,19 +77,22 @@ class Distiller(nn.Module):
         taps: Mapping[str, Sequence[str] | Mapping[str, str]] | None = None,
         cached: Mapping[str, str] | None = None,
         freeze: bool = True,
+        input_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        teachers = dict(teachers or {})
+        teachers, terms = dict(teachers or {}), dict(terms or {})
         _check_parts(student, teachers, terms)
         self.student = student
         self.freeze = freeze
         # a plain dict keeps frozen teachers out of parameters(), buffers() and state_dict()
         self.frozen_teachers: dict[str, nn.Module] = teachers if freeze else {}
         self.trained_teachers = nn.ModuleDict({} if freeze else teachers)
-        self.terms = nn.ModuleDict(dict(terms or {}))
+        self.terms = nn.ModuleDict(terms)
         self.cached = dict(cached or {})
+        pair_terms(terms, self.networks, input_shape)
         self.taps = self._make_taps(taps or {})
         self._check_addresses()
+        build_adapters(terms, self.networks, self.taps, input_shape)
         self.read_teachers = self._find_read_teachers()
         for teacher in self.frozen_teachers.values():
             teacher.eval()
@@ -122,9 +133,14 @@ class Distiller(nn.Module):
         if cached.keys() != self.cached.keys():
             raise ValueError(f"cached views {sorted(cached)} were given, {sorted(self.cached)} are declared")
         views = self.views(plain_tensor(image), label, **cached)
-        values = {name: self._value(name, term, views) for name, term in self.terms.items()}
-        loss = torch.stack([term.weight * values[name] for name, term in self.terms.items()]).sum()  # type: ignore[operator]
-        return DistillOutput(views["student/logits"], loss, {name: value.detach() for name, value in values.items()})
+        values = self.term_values(views)
+        weighted = {name: self.terms[name].scale * value for name, value in values.items()}  # type: ignore[operator]
+        loss = torch.stack(list(weighted.values())).sum()
+        return DistillOutput(views["student/logits"], loss, _detached(values), _detached(weighted))
+
+    def term_values(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the unweighted value of each term on the views of a batch, 0-d, with its gradient."""
+        return {name: self._value(name, term, views) for name, term in self.terms.items()}
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -206,7 +222,11 @@ class Distiller(nn.Module):
         return list(dict.fromkeys([*known, *stages]))
 
 
-def _check_parts(student: Any, teachers: Mapping[str, Any], terms: Mapping[str, Any] | None) -> None:
+def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in values.items()}
+
+
+def _check_parts(student: Any, teachers: Mapping[str, Any], terms: Mapping[str, Any]) -> None:
     for name, network in {"student": student, **teachers}.items():
         if not isinstance(network, nn.Module):
             raise TypeError(f"network '{name}' must be a torch.nn.Module, got {network!r}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,76 +19,161 @@ def plain_tensor(value: Tensor) -> Tensor:
 
 
 class Term(nn.Module):
-    """A weighted comparison ``loss(student, target)`` of two named views of a :class:`~monai_kd.distillers.Distiller`.
+    """A weighted comparison ``loss(student, target)`` of named views of a :class:`~monai_kd.distillers.Distiller`.
 
     The gradient stops at the target, so a teacher never learns from the student's term, and in co-training one
     backward pass gives each network only its own gradients. The loss runs in float32 with autocast switched off.
 
     Args:
         loss: callable ``loss(student, target)`` that returns a tensor; a non-scalar result is averaged. If its
-            signature declares ``label``, the label view is passed as ``label=``.
-        student: address of the learning tensor, e.g. ``student/logits`` or ``student/bottleneck``.
-        target: address of the tensor to meet, e.g. ``label``, ``teacher/logits``, ``teacher/bottleneck``.
+            signature declares ``label``, the label view is passed as ``label=``; where the argument has a default, only
+            if the batch has a label.
+        student: address of the learning tensor, e.g. ``student/logits`` or ``student/bottleneck``. A list of addresses
+            hands lists of tensors to adapter and loss; ``*`` stands for stages (``student/decoder_*``).
+        target: address or list to meet, e.g. ``label``, ``teacher/logits``, ``[t1/logits, t2/logits]``. Where both
+            sides hold a ``*``, the distiller pairs the stages by stride.
         weight: finite factor of this term in the sum; 0 keeps the term in the log without a gradient.
-        adapter: optional module applied to the student tensor first (e.g. a 1x1 convolution to the teacher's
-            channels). It is trained and saved as task state, and is absent from the student's own weights.
+        adapter: optional module applied to the student's side first, as ``adapter(student)``, or
+            ``adapter(student, target)`` if its forward declares ``target`` (e.g. a 1x1 convolution to the teacher's
+            channels). It is trained and saved as task state, and is absent from the student's own weights. One that
+            has a method ``build(student_shapes, target_shapes)`` gets its weights when the distiller is constructed.
+        target_adapter: the same for the target's side, without weights (e.g. tokens to a map); its ``build`` gets the
+            target's shapes first.
+
+    Attributes:
+        factor: multiplies ``weight``, 1.0; schedules change it during training.
 
     Raises:
-        TypeError: ``loss`` is not callable, ``adapter`` is not a module, or an address is not a string.
-        ValueError: ``weight`` is not a finite number.
+        TypeError: ``loss`` is not callable, an adapter is not a module, or an address is not a string.
+        ValueError: ``weight`` is not a finite number, a list of addresses is empty, or a target adapter has weights.
     """
 
     def __init__(
         self,
         loss: Callable[..., Tensor],
-        student: str = "student/logits",
-        target: str = "label",
+        student: str | Sequence[str] = "student/logits",
+        target: str | Sequence[str] = "label",
         weight: float = 1.0,
         adapter: nn.Module | None = None,
+        target_adapter: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not callable(loss):
             raise TypeError(f"a term's loss must be callable as loss(student, target), got {loss!r}")
-        if adapter is not None and not isinstance(adapter, nn.Module):
-            raise TypeError(f"a term's adapter must be a torch.nn.Module, got {adapter!r}")
-        for role, address in (("student", student), ("target", target)):
-            if not isinstance(address, str):
-                raise TypeError(f"a term's {role} must be an address such as 'student/logits', got {address!r}")
+        for role, module in (("adapter", adapter), ("target_adapter", target_adapter)):
+            if module is not None and not isinstance(module, nn.Module):
+                raise TypeError(f"a term's {role} must be a torch.nn.Module, got {module!r}")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise ValueError(f"a term's weight must be a finite number such as 1.0, got {weight!r}")
         self.loss = loss
-        self.student = student
-        self.target = target
+        self.student = _checked_address("student", student)
+        self.target = _checked_address("target", target)
         self.weight = float(weight)
+        self.factor = 1.0
         self.adapter = adapter
-        self.wants_label = _declares_label(loss)
+        self.target_adapter = target_adapter
+        self.wants_label = _label_default(loss) is not None
+        self.needs_label = _label_default(loss) is inspect.Parameter.empty
+        self._check_target_adapter()
+
+    @property
+    def scale(self) -> float:
+        """What the term's value is multiplied by in the sum: weight times factor."""
+        return self.weight * self.factor
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Every view this term reads."""
-        return (self.student, self.target, "label") if self.wants_label else (self.student, self.target)
+        """Every view that this term cannot do without."""
+        read = (*_as_list(self.student), *_as_list(self.target))
+        return (*read, "label") if self.needs_label and "label" not in read else read
+
+    @property
+    def unbuilt(self) -> dict[str, nn.Module]:
+        """The adapters that get their weights from shapes, by role."""
+        adapters = {"adapter": self.adapter, "target_adapter": self.target_adapter}
+        return {role: module for role, module in adapters.items() if module is not None and hasattr(module, "build")}
+
+    def build(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Give lazy adapters their weights.
+
+        Args:
+            shapes: shape of each view.
+        """
+        student, target = _select(shapes, self.student), _select(shapes, self.target)
+        for role, module in self.unbuilt.items():
+            own, other = (student, target) if role == "adapter" else (target, student)
+            module.build(own, other)  # type: ignore[operator]
+        self._check_target_adapter()
 
     def forward(self, views: Mapping[str, Tensor]) -> Tensor:
         """Return the unweighted 0-d loss of this term on the named views."""
-        student = plain_tensor(views[self.student])
-        target = plain_tensor(views[self.target]).detach()
+        student = _each(plain_tensor, _select(views, self.student))
+        target = _each(lambda view: plain_tensor(view).detach(), _select(views, self.target))
+        if self.target_adapter is not None:
+            with torch.no_grad():
+                target = _adapt(self.target_adapter, target, student)
         if self.adapter is not None:
-            student = self.adapter(student)
-        extra = {"label": plain_tensor(views["label"])} if self.wants_label else {}
-        with torch.autocast(student.device.type, enabled=False):
-            return self.loss(_float32(student), _float32(target), **extra).mean()
+            student = _adapt(self.adapter, student, target)
+        extra = {"label": plain_tensor(views["label"])} if self.wants_label and "label" in views else {}
+        device = (student[0] if isinstance(student, list) else student).device.type
+        with torch.autocast(device, enabled=False):
+            return self.loss(_each(_full, student), _each(_full, target), **extra).mean()
 
     def extra_repr(self) -> str:
         return f"student={self.student!r}, target={self.target!r}, weight={self.weight}"
 
+    def _check_target_adapter(self) -> None:
+        if self.target_adapter is not None and any(True for _ in self.target_adapter.parameters()):
+            raise ValueError(
+                f"a term's target_adapter must have no weights, got {type(self.target_adapter).__name__}: no gradient "
+                "reaches the target's side; adapt the student's with adapter"
+            )
 
-def _float32(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
+
+def _checked_address(role: str, address: str | Sequence[str]) -> str | list[str]:
+    if isinstance(address, str):
+        return address
+    entries = list(address) if isinstance(address, Sequence) else [address]
+    if not all(isinstance(entry, str) for entry in entries):
+        raise TypeError(
+            f"a term's {role} must be an address such as 'student/logits' or a list of them, got {address!r}"
+        )
+    if not entries:
+        raise ValueError(f"a term's {role} is an empty list; give at least one address")
+    return entries
 
 
-def _declares_label(loss: Callable[..., Tensor]) -> bool:
-    """Tell whether a loss has an argument named ``label`` besides the two tensors it compares."""
+def _as_list(address: str | list[str]) -> list[str]:
+    return [address] if isinstance(address, str) else address
+
+
+def _select(views: Mapping[str, Any], address: str | list[str]) -> Any:
+    return views[address] if isinstance(address, str) else [views[entry] for entry in address]
+
+
+def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    return [function(entry) for entry in value] if isinstance(value, list) else function(value)
+
+
+def _adapt(adapter: nn.Module, own: Any, other: Any) -> Any:
+    wants_other = "target" in inspect.signature(adapter.forward).parameters
+    return adapter(own, other) if wants_other else adapter(own)
+
+
+def _full(value: Tensor) -> Tensor:
+    """Return at least float32; float64 stays, so that gradients can be checked."""
+    return value.float() if value.is_floating_point() and value.dtype != torch.float64 else value
+
+
+def _label_default(loss: Callable[..., Tensor]) -> Any:
+    """Return the default of a loss's argument ``label``; None if it has none besides the two tensors it compares."""
     function = loss.forward if isinstance(loss, nn.Module) else loss
     parameters = inspect.signature(function).parameters.values()
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return any(p.name == "label" for p in parameters) and "label" not in positional[:2]
+    for parameter in parameters:
+        if parameter.name == "label" and "label" not in positional[:2]:
+            return parameter.default if parameter.default is parameter.empty else _OPTIONAL
+    return None
+
+
+_OPTIONAL = "optional"

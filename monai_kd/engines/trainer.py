@@ -18,7 +18,8 @@ class DistillationTrainer(SupervisedTrainer):
 
     ``network`` is a ``Distiller`` (or one wrapped by DDP); ``prepare_batch`` must hand it the label, e.g.
     ``monai.engines.PrepareBatchExtraInput(extra_keys={"label": "label"})``. After each iteration ``state.output``
-    holds ``pred`` (the student's logits), ``loss`` and every term by its own name, unweighted. AMP, gradient
+    holds ``pred`` (the student's logits), ``loss``, every term by its own name, unweighted, and as ``weighted/<term>``
+    what it adds to the loss. AMP, gradient
     accumulation, compilation, handlers and decollation are MONAI's.
 
     Raises:
@@ -36,4 +37,5 @@ class DistillationTrainer(SupervisedTrainer):
         """Replace the record in ``state.output`` by its parts and return the loss."""
         self.state.output[Keys.PRED] = output.pred
         self.state.output.update(output.terms)
+        self.state.output.update({f"weighted/{name}": value for name, value in output.weighted.items()})
         return output.loss

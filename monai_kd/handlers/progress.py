@@ -48,7 +48,7 @@ class Progress:
             return
         shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}"} if self.validator else {}
         scalars = named_scalars(engine.state.output)  # type: ignore[arg-type]
-        shown.update({name: f"{value:.3f}" for name, value in scalars.items()})
+        shown.update({name: f"{value:.3f}" for name, value in scalars.items() if "/" not in name})
         best: Any = self.validator.state if self.validator is not None else None
         if best is not None and best.best_metric_epoch > 0:
             shown["best Dice"] = f"{best.best_metric:.4f}"

@@ -155,7 +155,8 @@ class TrainingRecord(RunRecord):
         curves["epoch"].append(engine.state.epoch)
         curves["loss"].append(means.pop(Keys.LOSS, None))
         for name, mean in means.items():
-            curves["terms"].setdefault(name, []).append(mean)
+            kind, _, term = name.rpartition("/")
+            curves.setdefault(kind or "terms", {}).setdefault(term, []).append(mean)
         self._sums, self._count = {}, 0
 
     def _add_validation(self, engine: Engine) -> None:

@@ -78,7 +78,7 @@ def test_output_holds_prediction_loss_and_every_term_unweighted():
     trainer.run()
     assert len(seen) == 2
     for output, first in zip(seen, (0, 2), strict=True):
-        assert set(output) == {"image", "label", "pred", "loss", "seg", "soft"}
+        assert set(output) == {"image", "label", "pred", "loss", "seg", "soft", "weighted/seg", "weighted/soft"}
         assert isinstance(output["pred"], Tensor)
         assert output["pred"].shape == (2, 3, 8, 8, 8)
         batch = learnable_cases()[first : first + 2]
@@ -90,6 +90,7 @@ def test_output_holds_prediction_loss_and_every_term_unweighted():
         assert soft > 0
         assert output["seg"].item() == pytest.approx(seg, rel=1e-5)
         assert output["soft"].item() == pytest.approx(soft, rel=1e-5)
+        assert output["weighted/soft"].item() == pytest.approx(0.5 * soft, rel=1e-5)
         assert output["loss"].item() == pytest.approx(seg + 0.5 * soft, rel=1e-5)
 
 

@@ -222,7 +222,8 @@ def test_curves_are_the_epoch_means_of_loss_and_terms(training):
     curves = read(run_dir)["curves"]
     assert len(seen) == 6
     assert curves["epoch"] == [1, 2]
-    assert set(curves["terms"]) == {"seg", "soft"}
+    assert set(curves["terms"]) == set(curves["weighted"]) == {"seg", "soft"}
+    assert curves["weighted"]["soft"] == pytest.approx([0.5 * value for value in curves["terms"]["soft"]], rel=1e-6)
     for epoch in range(2):
         of_epoch = seen[3 * epoch : 3 * epoch + 3]
         for name, curve in {"loss": curves["loss"], **curves["terms"]}.items():

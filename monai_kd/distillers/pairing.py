@@ -1,0 +1,117 @@
+"""Wiring that needs shapes: which stage of the student meets which of the teacher's, and the weights of adapters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from monai_kd.distillers.stages import Stage, feature_shapes, network_stages
+from monai_kd.distillers.taps import FeatureTaps
+from monai_kd.distillers.term import Term
+
+__all__ = ["pair_stages"]
+
+
+def pair_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[int, int]]:
+    """Return for each of the student's stages, by number, the teacher's that has the nearest stride.
+
+    Among equally near ones the same side of the U wins (encoder, bottleneck, decoder), then the decoder. One of the
+    teacher's stages may serve several of the student's.
+    """
+    numbers = range(len(teacher))
+    return [(k, min(numbers, key=lambda n, own=own: _distance(own, teacher[n]))) for k, own in enumerate(student)]  # type: ignore[misc]
+
+
+def pair_terms(terms: Mapping[str, Term], networks: Mapping[str, nn.Module], input_shape: Sequence[int] | None) -> None:
+    """Replace the ``*`` in the addresses of terms by stages, paired where both sides of a term have one.
+
+    Raises:
+        ValueError: no ``input_shape``, a ``*`` on one side only, or one that matches no stage; names the term.
+    """
+    patterns = {name: term for name, term in terms.items() if any("*" in address for address in term.addresses)}
+    if not patterns:
+        return
+    if input_shape is None:
+        raise ValueError(f"terms {list(patterns)} read stages by '*': give input_shape, e.g. [1, C, *patch_size]")
+    stages = {name: network_stages(network, input_shape) for name, network in networks.items()}
+    for name, term in patterns.items():
+        sides = [[side] if isinstance(side, str) else side for side in (term.student, term.target)]
+        if not all(any("*" in address for address in side) for side in sides):
+            raise ValueError(
+                f"term '{name}' has a '*' on one side only, student {term.student!r} and target {term.target!r}: "
+                "stages are paired where both have one"
+            )
+        try:
+            student, target = (_matching(side, stages) for side in sides)
+        except ValueError as error:
+            raise ValueError(f"term '{name}': {error}") from None
+        pairs = pair_stages(list(student.values()), list(target.values()))
+        term.student = [list(student)[own] for own, _ in pairs]
+        term.target = [list(target)[other] for _, other in pairs]
+
+
+def build_adapters(
+    terms: Mapping[str, Term],
+    networks: Mapping[str, nn.Module],
+    taps: Mapping[str, FeatureTaps],
+    input_shape: Sequence[int] | None,
+) -> None:
+    """Give lazy adapters their weights, from the shapes of one forward pass; random numbers go on as without them.
+
+    Raises:
+        ValueError: no ``input_shape``, or features that an adapter cannot bring together; names the term.
+    """
+    lazy = {name: term for name, term in terms.items() if term.unbuilt}
+    if not lazy:
+        return
+    if input_shape is None:
+        raise ValueError(
+            f"adapters of the terms {list(lazy)} take their shapes from the features they meet: give input_shape, "
+            "e.g. [1, C, *patch_size]"
+        )
+    shapes = {
+        f"{name}/{view}": shape
+        for name, network in networks.items()
+        for view, shape in feature_shapes(network, taps[name], input_shape).items()
+    }
+    with torch.random.fork_rng():  # data and other terms draw what they would draw without this one
+        for name, term in lazy.items():
+            missing = [address for address in term.addresses if address not in shapes and address != "label"]
+            if missing:
+                raise ValueError(f"term '{name}' has an adapter, but no network gives {missing}; known: {list(shapes)}")
+            try:
+                term.build(shapes)
+            except ValueError as error:
+                raise ValueError(f"adapter of term '{name}': {error}") from error
+
+
+def _matching(addresses: Sequence[str], stages: Mapping[str, Sequence[Stage]]) -> dict[str, Stage]:
+    """Return the stages that a list of addresses names, in the order given, each once."""
+    found: dict[str, Stage] = {}
+    for entry in addresses:
+        network, _, pattern = entry.partition("/")
+        own = stages.get(network, [])
+        matching = [stage for stage in own if fnmatchcase(stage.name, pattern)]
+        if not matching:
+            known = ", ".join(f"{network}/{stage.name}" for stage in own) or (
+                f"none of '{network}', whose class is not known: name its modules in taps, without '*'"
+            )
+            raise ValueError(f"'{entry}' matches no stage; stages: {known}")
+        for stage in matching:
+            found.setdefault(f"{network}/{stage.name}", stage)
+    return found
+
+
+def _distance(own: Stage, other: Stage) -> tuple[float, bool, bool]:
+    if len(own.stride) != len(other.stride) or not own.stride:
+        return math.inf, True, True
+    ratio = sum(abs(math.log2(a / b)) for a, b in zip(own.stride, other.stride, strict=True)) / len(own.stride)
+    return round(ratio, 3), _side(own) != _side(other), _side(other) != "decoder"
+
+
+def _side(stage: Stage) -> str:
+    return stage.name.rpartition(".")[2].partition("_")[0]  # what follows the member of an ensemble

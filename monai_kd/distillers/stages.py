@@ -1,0 +1,67 @@
+"""The stages of a network with their shapes, measured by one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from monai_kd.distillers.taps import FeatureTaps, stage_paths
+
+__all__ = ["Stage", "feature_shapes", "network_stages"]
+
+
+class Stage(NamedTuple):
+    """One stage of a network.
+
+    Attributes:
+        name: as terms address it.
+        path: of the module, as in ``named_modules()``.
+        shape: of its output, ``(B, C, *spatial)``.
+        stride: voxels of the image per voxel of the output, along each axis; empty for tokens.
+    """
+
+    name: str
+    path: str
+    shape: torch.Size
+    stride: tuple[float, ...]
+
+
+def network_stages(network: nn.Module, input_shape: Sequence[int]) -> list[Stage]:
+    """Return the stages of a known network with their shapes, from one forward pass on zeros.
+
+    The pass runs in evaluation mode without gradient; the network's mode is as before.
+
+    Args:
+        network: one that :func:`~monai_kd.distillers.stage_paths` knows; any other has no stages.
+        input_shape: of an image, ``(B, C, *spatial)``.
+    """
+    paths = stage_paths(network)
+    if not paths:
+        return []
+    shapes = feature_shapes(network, FeatureTaps(network, list(paths)), input_shape)
+    return [Stage(name, path, shapes[name], _stride(input_shape, shapes[name])) for name, path in paths.items()]
+
+
+def feature_shapes(network: nn.Module, taps: FeatureTaps, input_shape: Sequence[int]) -> dict[str, torch.Size]:
+    """Return the shape of each tapped feature and of the ``logits``, from one forward pass on zeros."""
+    parameter = next(network.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    modes = {module: module.training for module in network.modules()}
+    network.eval()  # batch statistics stay as they are
+    try:
+        with torch.no_grad(), taps as features:
+            logits = network(torch.zeros(tuple(input_shape), device=device))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    shapes = {name: feature.shape for name, feature in features.items()}
+    return {**shapes, "logits": logits.shape} if isinstance(logits, torch.Tensor) else shapes
+
+
+def _stride(image: Sequence[int], feature: Sequence[int]) -> tuple[float, ...]:
+    if len(feature) != len(image):
+        return ()
+    return tuple(size / own for size, own in zip(image[2:], feature[2:], strict=True))

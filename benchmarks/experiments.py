@@ -1,11 +1,12 @@
-"""Train and score the released models on the hippocampus protocol: a queue that goes on where it stopped.
+"""Train and score the published models on the hippocampus protocol: a queue that goes on where it stopped.
 
-    MONAI_KD_DATA=DIR python benchmarks/experiments.py [--workers 2] [--only teacher,students,scores]
+    MONAI_KD_DATA=DIR python benchmarks/experiments.py [--workers 2] [--only teacher,students,scores,zoo]
 
 Stages: (1) the teacher; (2) student alone and distilled, three seeds each, from the same configuration files;
-(3) every model scored on the test cases, one at a time so that the timings are clean. Finished runs are skipped.
-Run records go to docs/results/hippocampus, from which `make tables` builds every published number. The distilled
-student with the best *validation* Dice becomes the student bundle's weights.
+(3) every model scored on the test cases, one at a time so that the timings are clean; (4) the distillers compared on a
+shorter schedule, trained and scored. Finished runs are skipped. Run records go to docs/results, from which `make
+tables` builds every published number. The distilled student with the best *validation* Dice becomes the student
+bundle's weights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,14 @@ from monai_kd.hub import make_teacher, write_checksums
 from monai_kd.visualize import curves_figure, load_records, paired_difference, paired_figure, save_figure
 
 RESULTS = REPOSITORY / "docs" / "results" / "hippocampus"
+ZOO_RESULTS = REPOSITORY / "docs" / "results" / "zoo"
 TEACHER, STUDENT = REPOSITORY / "bundles" / "teacher", REPOSITORY / "bundles" / "student"
 SEEDS = (0, 1, 2)
+STAGES = ("teacher", "students", "scores", "zoo")
 ARMS = {"distilled": ["train.yaml"], "baseline": ["train.yaml", "baseline.yaml"]}
+# the distillers: a third of the released student's epochs, under a name of its own, so that no table mixes the two
+ZOO = {"epochs": 8, "protocol": "hippocampus_short"}
+CLASSICS = ("kd", "at", "dkd", "cwd", "review", "dist")  # three seeds, as the baseline
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Run:
     name: str
     configs: list[str]
     seed: int
+    results: Path = RESULTS
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run_dir(self) -> Path:
@@ -51,7 +59,7 @@ class Run:
             print(f"finished already: {self.name}", flush=True)
             return
         # relative paths: the executed configuration becomes part of the published record
-        overrides: dict[str, Any] = {"seed": self.seed, "run_dir": f"runs/{self.name}"}
+        overrides: dict[str, Any] = {**self.overrides, "seed": self.seed, "run_dir": f"runs/{self.name}"}
         overrides["ckpt_dir"] = f"runs/{self.name}/models"
         if (self.run_dir / "run.json").is_file():
             overrides["resume"] = True  # from its last whole epoch
@@ -60,13 +68,13 @@ class Run:
         print(f"trained: {self.name}, best validation Dice {record(self.run_dir)['best_metric']:.4f}", flush=True)
 
     def score(self, threads: int) -> None:
-        target = RESULTS / self.name
+        target = self.results / self.name
         trained = record(self.run_dir)["network"]["weights_sha256"]
         if finished(target) and record(target)["network"]["weights_sha256"] == trained:
             print(f"scored already: {self.name}", flush=True)
             return
         scores = f"runs/scores/{self.name}"
-        overrides = {"ckpt_path": f"runs/{self.name}/model.pt", "run_dir": scores, "seed": self.seed}
+        overrides = {**self.overrides, "ckpt_path": f"runs/{self.name}/model.pt", "run_dir": scores, "seed": self.seed}
         log = self.log("score")
         run_bundle(self.bundle, [*self.configs, "evaluate.yaml"], overrides, log, threads, show_progress=False)
         target.mkdir(parents=True, exist_ok=True)
@@ -88,6 +96,27 @@ def publish(run: Run) -> None:
     print(f"published: {run.name} in bundles/{run.bundle.name}/models", flush=True)
 
 
+def zoo_runs() -> list[Run]:
+    """Return the runs that compare the distillers: baseline and classics on every seed, the others on the first."""
+    overlays = sorted((STUDENT / "configs" / "distillers").glob("*.yaml"))
+    known = {path.stem: ["train.yaml", f"distillers/{path.name}"] for path in overlays}
+    many = {"baseline": ["train.yaml", "baseline.yaml"], **{name: known[name] for name in CLASSICS}}
+    single = {name: configs for name, configs in known.items() if name not in many}
+    wanted = [(name, configs, seed) for seed in SEEDS for name, configs in many.items()]
+    wanted += [(name, configs, SEEDS[0]) for name, configs in single.items()]
+    return [Run(STUDENT, f"zoo-{name}-seed{seed}", configs, seed, ZOO_RESULTS, ZOO) for name, configs, seed in wanted]
+
+
+def run_zoo(teacher: Run, workers: int, threads: int) -> None:
+    """Train the distillers side by side, then score them one at a time, and the teacher under the same name."""
+    runs = zoo_runs()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda run: run.train(max(1, threads // workers)), runs))
+    named = {"protocol": ZOO["protocol"]}
+    for run in (replace(teacher, results=ZOO_RESULTS, overrides=named), *runs):
+        run.score(threads)
+
+
 def draw() -> None:
     """Draw the curves of all trainings and the paired comparison, from the records alone."""
     records = load_records(RESULTS)
@@ -100,12 +129,12 @@ def draw() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="student trainings side by side, one thread each")
-    parser.add_argument("--only", default="teacher,students,scores", help="stages to run, comma separated")
+    parser.add_argument("--only", default=",".join(STAGES), help="stages to run, comma separated")
     arguments = parser.parse_args()
     stages = arguments.only.split(",")
-    unknown = set(stages) - {"teacher", "students", "scores"}
+    unknown = set(stages) - set(STAGES)
     if unknown:
-        parser.error(f"unknown stages {sorted(unknown)}; known: teacher, students, scores")
+        parser.error(f"unknown stages {sorted(unknown)}; known: {', '.join(STAGES)}")
     if not os.environ.get("MONAI_KD_DATA"):
         parser.error("set MONAI_KD_DATA to the folder that holds Task04_Hippocampus and splits")
     threads = os.cpu_count() or 1
@@ -127,6 +156,8 @@ def main() -> None:
         for run in (teacher, *students):
             run.score(threads)
         draw()
+    if "zoo" in stages:
+        run_zoo(teacher, arguments.workers, threads)
 
 
 if __name__ == "__main__":

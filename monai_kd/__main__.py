@@ -83,6 +83,37 @@ def doctor(bundle: str, dataset_dir: str = "", split_file: str = "", cases: int 
         sys.exit(1)
 
 
+def calibrate(
+    bundle: str,
+    config_file: str | list[str] = "configs/train.yaml",
+    batches: int = 10,
+    ratio: float = 1.0,
+    reference: str = "seg",
+    warmup: int = 20,
+    dataset_dir: str = "",
+    split_file: str = "",
+    **overrides: Any,
+) -> None:
+    """Measure how strongly each term pulls on the student on real batches, and suggest weights; nothing is written.
+
+    Args:
+        bundle: the bundle's folder.
+        config_file: files of the training, "['configs/train.yaml','configs/distillers/cwd.yaml']"; relative to BUNDLE.
+        batches: training batches to measure.
+        ratio: wanted gradient norm of each term, relative to the reference's.
+        reference: the supervised term.
+        warmup: training iterations on the reference alone before that, in memory: a random start is not typical.
+        dataset_dir: data in the bundle's layout; empty takes the configuration's.
+        split_file: a split; empty takes the configuration's, "''" draws one by seed.
+        overrides: any other id of the configuration, as in `monai.bundle run`: --terms::cwd::weight 2.3
+    """
+    from monai_kd.hub.calibrate import calibrate_terms
+
+    given = {"dataset_dir": dataset_dir, "split_file": split_file}
+    overrides |= {name: "" if text == "''" else text for name, text in given.items() if text}
+    print(calibrate_terms(bundle, config_file, batches, ratio, reference, warmup, overrides).table())
+
+
 def fetch(source: str, bundle_dir: str = ".", name: str = "", version: str = "", sha256: str = "") -> None:
     """Download a bundle, check its sha256 before unpacking, and put it into BUNDLE_DIR/NAME.
 
@@ -233,6 +264,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     index,
     verify,
     doctor,
+    calibrate,
     fetch,
     push,
     materialize,
@@ -256,7 +288,10 @@ def _refuse_unknown_options(arguments: list[str]) -> None:
     commands = {command.__name__: command for command in COMMANDS}
     if not arguments or arguments[0] not in commands:
         return
-    known = list(inspect.signature(commands[arguments[0]]).parameters)
+    parameters = inspect.signature(commands[arguments[0]]).parameters
+    if any(item.kind is item.VAR_KEYWORD for item in parameters.values()):
+        return  # the command compares them with a configuration
+    known = list(parameters)
     for word in arguments[1:]:
         if word == "--":
             return

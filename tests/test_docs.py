@@ -134,7 +134,7 @@ def bundle_commands(path: Path) -> list[list[str]]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=page_id)
 def test_commands_name_files_and_ids_that_exist(path: Path):
     for words in bundle_commands(path):
-        files = re.findall(r"configs/\w+\.\w+", words[words.index("--config_file") + 1])
+        files = re.findall(r"configs/[\w/]+\.\w+", words[words.index("--config_file") + 1])
         assert files, words
         own = path.parents[1] if path.parent.parent.parent.name == "bundles" else None
         bundle = own or REPOSITORY / "bundles" / "student"  # it has every file and id of the teacher's

@@ -2,6 +2,7 @@
 
 from monai_kd.distillers.distiller import Distiller, DistillOutput
 from monai_kd.distillers.pairing import pair_stages
+from monai_kd.distillers.self_distiller import PhotometricNoise, SelfDistiller
 from monai_kd.distillers.stages import Stage, network_stages
 from monai_kd.distillers.taps import FeatureTaps, stage_paths
 from monai_kd.distillers.term import Term
@@ -10,6 +11,8 @@ __all__ = [
     "DistillOutput",
     "Distiller",
     "FeatureTaps",
+    "PhotometricNoise",
+    "SelfDistiller",
     "Stage",
     "Term",
     "network_stages",

@@ -80,8 +80,8 @@ def build_adapters(
     }
     with torch.random.fork_rng():  # data and other terms draw what they would draw without this one
         for name, term in lazy.items():
-            missing = [address for address in term.addresses if address not in shapes and address != "label"]
-            if missing:
+            sides = [side if isinstance(side, list) else [side] for side in (term.student, term.target)]
+            if missing := [address for side in sides for address in side if address not in shapes]:
                 raise ValueError(f"term '{name}' has an adapter, but no network gives {missing}; known: {list(shapes)}")
             try:
                 term.build(shapes)

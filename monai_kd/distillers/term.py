@@ -100,10 +100,15 @@ class Term(nn.Module):
             shapes: shape of each view.
         """
         student, target = _select(shapes, self.student), _select(shapes, self.target)
-        for role, module in self.unbuilt.items():
-            own, other = (student, target) if role == "adapter" else (target, student)
-            module.build(own, other)  # type: ignore[operator]
-        self._check_target_adapter()
+        if self.target_adapter is not None:
+            if "target_adapter" in self.unbuilt:
+                self.target_adapter.build(target, student)  # type: ignore[operator]
+                self._check_target_adapter()
+            with torch.no_grad():  # the adapter meets what this one makes of the target
+                adapted = _adapt(self.target_adapter, _each(torch.zeros, target), _each(torch.zeros, student))
+            target = _each(lambda value: value.shape, adapted)
+        if "adapter" in self.unbuilt:
+            self.adapter.build(student, target)  # type: ignore[union-attr, operator]
 
     def forward(self, views: Mapping[str, Tensor]) -> Tensor:
         """Return the unweighted 0-d loss of this term on the named views."""
@@ -151,7 +156,7 @@ def _select(views: Mapping[str, Any], address: str | list[str]) -> Any:
     return views[address] if isinstance(address, str) else [views[entry] for entry in address]
 
 
-def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
     return [function(entry) for entry in value] if isinstance(value, list) else function(value)
 
 

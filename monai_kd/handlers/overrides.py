@@ -50,7 +50,8 @@ def override_problems(files: str | Sequence[str], overrides: Mapping[str, Any]) 
     """Return what is wrong with overrides of configuration files, one line each.
 
     A key may be new where the configuration asks for more of its kind: an argument of a component, a component among
-    components (``terms::mine``), or an id that another override refers to.
+    components (``terms::mine``), a mapping in an empty one (``schedules::soft``), or an id that another override refers
+    to.
 
     Args:
         files: configuration files, later ones win.
@@ -127,7 +128,7 @@ def _may_be_new(name: str, value: Any, parser: ConfigParser, given: Mapping[str,
         return False
     if _in_component(parent, parser):
         return True  # MONAI refuses an argument that the component does not take
-    return isinstance(value, dict) and bool(siblings) and all(isinstance(item, dict) for item in siblings.values())
+    return isinstance(value, dict) and all(isinstance(item, dict) for item in siblings.values())
 
 
 def _in_component(name: str, parser: ConfigParser) -> bool:

@@ -14,16 +14,31 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-__all__ = ["WRITTEN_LATER", "BundleFolder", "NotReadable", "leaves"]
+__all__ = ["WRITTEN_LATER", "BundleFolder", "NotReadable", "leaves", "name_in_configs"]
 
 _CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 WRITTEN_LATER = ("runs", "eval", "models/previous", "models/exported")  # not the bundle's own
 _COMMAND = re.compile(r"--config_file[\s\\#]+(?:\"?\[(.*?)\]|(\S+))", re.DOTALL)
-_CONFIG_NAME = re.compile(r"configs/([\w.-]+\.(?:json|ya?ml))")
+_CONFIG_NAME = re.compile(r"configs/((?:[\w-][\w.-]*/)*[\w.-]+\.(?:json|ya?ml))")
 
 
 class NotReadable(Exception):
     """A file that a check needs is not there or not readable; the text says which and why."""
+
+
+def name_in_configs(path: str | Path) -> str:
+    """Return a configuration file's name as commands use it: ``kd.yaml`` or ``distillers/kd.yaml``.
+
+    Args:
+        path: with a folder ``configs`` in it; of a file elsewhere the last part is its name.
+    """
+    parts = Path(path).parts
+    folders = [number for number, part in enumerate(parts[:-1]) if part == "configs"]
+    return "/".join(parts[folders[-1] + 1 :]) if folders else parts[-1]
+
+
+def _base_stem(name: str) -> str:
+    return "inference" if name.rpartition("/")[2].startswith("inference") else "train"
 
 
 def leaves(content: Any, where: str = "") -> Iterator[tuple[str, Any]]:
@@ -70,9 +85,19 @@ class BundleFolder:
 
     @property
     def configs(self) -> list[Path]:
-        """The configuration files, without metadata."""
-        found = (self.root / "configs").glob("*")
-        return sorted(path for path in found if path.suffix in _CONFIG_SUFFIXES and path.name != "metadata.json")
+        """The configuration files, those in subfolders of ``configs`` too, without metadata."""
+        folder = self.root / "configs"
+        found = [path for path in self.files if path.is_relative_to(folder) and path.suffix in _CONFIG_SUFFIXES]
+        return [path for path in found if path != folder / "metadata.json"]
+
+    def overlays(self) -> list[str]:
+        """Return the names of the files in subfolders of ``configs``, which are overlays: ``distillers/kd.yaml``."""
+        names = [path.relative_to(self.root / "configs").as_posix() for path in self.configs]
+        return [name for name in names if "/" in name]
+
+    def base_of(self, name: str) -> str:
+        """Return the name of the configuration that an overlay changes: inference.yaml by its name, or train.yaml."""
+        return self.config_path(_base_stem(name)).name
 
     def config_path(self, stem: str) -> Path:
         """Return the path of ``configs/<stem>.json`` or ``.yaml`` or ``.yml``, in the order in which MONAI looks."""
@@ -141,9 +166,13 @@ class BundleFolder:
                 found += [(base, self.config_path(name).name) for name in overlays if self._has_config(name)]
         return found
 
+    def overlay_combinations(self) -> list[tuple[str, ...]]:
+        """Return every overlay in a subfolder of ``configs`` with its base, where the bundle has that base."""
+        return [(self.base_of(name), name) for name in self.overlays() if self._has_config(_base_stem(name))]
+
     def combinations(self) -> list[tuple[str, ...]]:
-        """Return the standard combinations, and those that headers of configurations and the card name in commands."""
-        found = self.standard_combinations()
+        """Return the standard combinations, overlays on their bases, and what headers and the card name in commands."""
+        found = [*self.standard_combinations(), *self.overlay_combinations()]
         texts = [path for path in self.configs if path.suffix != ".json"]
         for path in [*texts, self.root / "docs" / "README.md"]:
             if path.is_file():

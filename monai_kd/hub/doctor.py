@@ -14,8 +14,8 @@ from torch import nn
 from monai_kd.handlers import override_problems
 from monai_kd.hub.bundle_folder import BundleFolder, NotReadable
 from monai_kd.hub.class_order import best_meaning, confusion_table
-from monai_kd.hub.failing_ids import defining_file, failing_ids
-from monai_kd.hub.probe import opened_workflow, quiet, reason, several_processes
+from monai_kd.hub.failing_ids import defining_file, evaluated, waits_for_a_file
+from monai_kd.hub.probe import quiet, reason, several_processes
 from monai_kd.hub.scoring import Scores, chosen_cases, validation_of
 from monai_kd.hub.verify_configs import duplicate_keys, numeric_texts
 from monai_kd.teachers import load_report, load_teacher
@@ -127,25 +127,14 @@ def _combinations(bundle: BundleFolder) -> Iterator[Finding]:
         if several_processes(merged):
             yield Finding("ok", where, "parsed; not evaluated, it needs several processes")
             continue
-        failed = _evaluate(bundle, names)
+        failed = evaluated(bundle, names)
         for config_id, text in failed.items():
             # an overlay of one's own may wait for a file that an export or a run writes
-            waits = names not in standard and ("does not exist" in text or "No module named" in text)
+            waits = names not in standard and waits_for_a_file(text)
             file = defining_file(bundle, names, config_id)
             yield Finding("warning" if waits else "error", f"{file}: {config_id}" if config_id else where, text)
         if not failed:
             yield Finding("ok", where, "every id that is needed can be evaluated")
-
-
-def _evaluate(bundle: BundleFolder, names: tuple[str, ...]) -> dict[str, str]:
-    try:
-        with quiet(), opened_workflow(bundle, names) as flow:
-            kind = "infer" if flow.workflow_type in ("infer", "inference") else "train"
-            return failing_ids(flow.parser, kind)
-    except NotReadable as error:
-        return {"": f"not evaluated: {error}"}
-    except Exception as error:  # an overlay that sets what its base lacks
-        return {"": reason(error)}
 
 
 def _unknown_ids(bundle: BundleFolder, base: str, overlay: str) -> list[str]:

@@ -8,12 +8,34 @@ from typing import Any
 from monai.bundle import ConfigItem, ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
 
-from monai_kd.hub.bundle_folder import BundleFolder
-from monai_kd.hub.probe import has_id, reason
+from monai_kd.hub.bundle_folder import BundleFolder, NotReadable
+from monai_kd.hub.probe import has_id, opened_workflow, quiet, reason
 
-__all__ = ["defining_file", "failing_ids"]
+__all__ = ["defining_file", "evaluated", "failing_ids", "waits_for_a_file"]
 
 _RUN_LISTS = ("initialize", "run", "finalize")
+
+
+def evaluated(bundle: BundleFolder, names: tuple[str, ...]) -> dict[str, str]:
+    """Evaluate a combination of a bundle's files on made-up cases; return each failing id and its reason.
+
+    Args:
+        bundle: the bundle.
+        names: files in its configs folder, later ones win; for one process.
+    """
+    try:
+        with quiet(), opened_workflow(bundle, names) as flow:
+            kind = "infer" if flow.workflow_type in ("infer", "inference") else "train"
+            return failing_ids(flow.parser, kind)
+    except NotReadable as error:
+        return {"": f"not evaluated: {error}"}
+    except Exception as error:  # an overlay that sets what its base lacks
+        return {"": reason(error)}
+
+
+def waits_for_a_file(text: str) -> bool:
+    """Tell whether an id fails for want of a file that an export or a run writes, or of an optional package."""
+    return "does not exist" in text or "No module named" in text
 
 
 def failing_ids(parser: ConfigParser, kind: str) -> dict[str, str]:

@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-from monai_kd.handlers import override_problems
 from monai_kd.handlers.provenance import file_sha256, write_json
 from monai_kd.handlers.run_record import PLACE_IDS
 from monai_kd.hub.archive import check_bundle_name
-from monai_kd.hub.bundle_folder import BundleFolder, NotReadable
+from monai_kd.hub.bundle_folder import BundleFolder, NotReadable, name_in_configs
 from monai_kd.hub.checksums import write_checksums
 from monai_kd.hub.config_text import rewrite
+from monai_kd.hub.fitted_overlays import copy_overlays
 from monai_kd.hub.model_card import data_terms, model_card
 from monai_kd.hub.probe import reason, several_processes
 from monai_kd.hub.shared_blocks import infer_json
@@ -56,8 +56,9 @@ def materialize_run(run: str | Path, out: str | Path, bundle: str | Path | None 
 
     ``train.yaml`` is the base bundle's text with every changed id written in; ``network_def`` and the sliding window
     are carried over to ``inference.yaml`` and ``infer.json``. The places of the run (data, folders, device) are those
-    of the base bundle again. Overlays are copied where they still apply. The result must pass ``verify`` before it gets
-    its name; the limit on file sizes alone is only warned of, because a large teacher can be hosted elsewhere.
+    of the base bundle again. Overlays are copied where they still apply; those that disable the base bundle's method,
+    such as the baseline, disable the run's. The result must pass ``verify`` before it gets its name; the limit on file
+    sizes alone is only warned of, because a large teacher can be hosted elsewhere.
 
     Args:
         run: folder with ``run.json`` and ``model.pt`` of a finished training.
@@ -138,7 +139,7 @@ def _executed(record: Mapping[str, Any], base: BundleFolder, train: dict[str, An
     elif "teacher_root" in executed:
         executed["teacher_root"] = train.get("teacher_root", _TEACHER)
     for file in record["config_files"]:
-        path = base.root / "configs" / Path(file).name
+        path = base.root / "configs" / name_in_configs(file)
         if path.is_file() and several_processes(overlay := base.read(path)):
             _undo(executed, train, overlay)
     return executed
@@ -179,6 +180,7 @@ def _write(run: _Run, draft: Path) -> None:
     terms = data_terms(draft.name, run.base.root, own_data)
     (draft / "docs" / "data_license.txt").write_text(terms, encoding="utf-8")
     write_checksums(draft)
+    copy_overlays(run.base, run.train, draft, run.executed)
 
 
 def _write_configs(run: _Run, draft: Path) -> None:
@@ -188,26 +190,12 @@ def _write_configs(run: _Run, draft: Path) -> None:
     text = _rewritten(inference, _inference(run, base.config("inference")))
     (draft / "configs" / "inference.yaml").write_text(text, encoding="utf-8")
     (draft / "configs" / "infer.json").write_text(infer_json(draft), encoding="utf-8")
-    for path in base.configs:
-        if path in (train, inference) or path.name == "infer.json":
-            continue
-        over = "inference.yaml" if path.name.startswith("inference") else "train.yaml"
-        if problems := _broken_overlay(draft / "configs" / over, base.read(path)):
-            _logger.warning("%s is left out, it does not apply to this run: %s", path.name, problems[0])
-        else:
-            shutil.copyfile(path, draft / "configs" / path.name)
 
 
 def _rewritten(path: Path, wanted: dict[str, Any]) -> str:
     if path.suffix == ".json":
         return yaml.safe_dump(wanted, sort_keys=False, width=10_000, allow_unicode=True)
     return rewrite(path.read_text(encoding="utf-8"), wanted)
-
-
-def _broken_overlay(over: Path, overlay: Mapping[str, Any]) -> list[str]:
-    """Ids that an overlay sets and whose parents the new configuration lacks."""
-    given = {key: value for key, value in overlay.items() if "::" in str(key)}
-    return [problem for problem in override_problems(str(over), given) if "no such key" in problem]
 
 
 def _inference(run: _Run, inference: dict[str, Any]) -> dict[str, Any]:
@@ -255,7 +243,7 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
 
 def _published_record(run: _Run) -> dict[str, Any]:
     """Return the record without the places of one machine; the hashes in it leave these out anyway."""
-    files = [f"configs/{Path(name).name}" for name in run.record["config_files"]]
+    files = [f"configs/{name_in_configs(name)}" for name in run.record["config_files"]]
     config = {**run.record["config"], **{key: run.executed[key] for key in PLACE_IDS if key in run.executed}}
     if "teacher_root" in run.executed:
         config["teacher_root"] = run.executed["teacher_root"]

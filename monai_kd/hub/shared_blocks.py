@@ -59,7 +59,7 @@ def sync_bundles(bundles_dir: str | Path, check: bool = False) -> list[str]:
     wanted: dict[Path, str] = {}
     for bundle in bundles:
         if shared.is_dir():
-            configs = sorted(bundle.glob("configs/*.yaml"))
+            configs = sorted(bundle.glob("configs/**/*.yaml"))
             wanted.update({path: _with_sections(path, sources) for path in configs})
         if (bundle / "configs" / "inference.yaml").is_file():
             wanted[bundle / "configs" / "infer.json"] = infer_json(bundle)

@@ -164,9 +164,9 @@ def logging_problems(bundle: BundleFolder) -> list[str]:
 
 
 def missing_properties(bundle: BundleFolder) -> list[str]:
-    """MONAI's ``check_properties()`` for train.yaml, with baseline.yaml and evaluate.yaml, and inference.yaml."""
+    """MONAI's ``check_properties()`` for train.yaml, with each of its overlays, and inference.yaml."""
     problems = []
-    for names in bundle.standard_combinations():
+    for names in (*bundle.standard_combinations(), *bundle.overlay_combinations()):
         try:
             with opened_workflow(bundle, names) as flow:
                 flow.initialize()

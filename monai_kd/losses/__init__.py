@@ -1,15 +1,29 @@
 """Distillation losses: pure comparisons of a student tensor with a teacher tensor."""
 
+from monai_kd.losses.attention import AttentionTransfer
+from monai_kd.losses.channel_wise import ChannelWiseKL
+from monai_kd.losses.dist import CorrelationDistillation
 from monai_kd.losses.dkd import DecoupledKL
+from monai_kd.losses.intra_class import IntraClassVariation
+from monai_kd.losses.multi_teacher import MultiTeacherKL
+from monai_kd.losses.region_affinity import RegionAffinity
+from monai_kd.losses.review import KnowledgeReview
 from monai_kd.losses.soft_logits import SoftBernoulliKL, SoftLogitKL
 from monai_kd.losses.voxelwise import VoxelLoss
 from monai_kd.losses.weighting import BoundaryWeighting, ClassBalance, ForegroundWeighting, TeacherErrorGate
 
 __all__ = [
+    "AttentionTransfer",
     "BoundaryWeighting",
+    "ChannelWiseKL",
     "ClassBalance",
+    "CorrelationDistillation",
     "DecoupledKL",
     "ForegroundWeighting",
+    "IntraClassVariation",
+    "KnowledgeReview",
+    "MultiTeacherKL",
+    "RegionAffinity",
     "SoftBernoulliKL",
     "SoftLogitKL",
     "TeacherErrorGate",

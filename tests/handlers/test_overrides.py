@@ -21,6 +21,7 @@ terms:
 train:
   trainer: {_target_: Trainer, max_epochs: "@epochs", keys: {label: label}}
 distiller_def: {_target_: Distiller, teachers: {}}
+schedules: {}
 """
 
 
@@ -53,6 +54,7 @@ def config(tmp_path):
         {"distiller_def::teachers::second": "@teacher2", "teacher2": {"_target_": "my.Teacher"}},
         {"train::trainer::keys::soft": "soft"},
         {"epochs": 4.0},
+        {"schedules::seg": {"ramp": 0.1}},
     ],
 )
 def test_overrides_that_mean_something_pass(config, overrides):
@@ -66,6 +68,8 @@ def test_overrides_that_mean_something_pass(config, overrides):
         ({"xyz": 5}, "--xyz: no such key in .*train.yaml$"),
         ({"terms::sge::weight": 5}, "--terms::sge::weight: no such key"),
         ({"terms::soft": 5}, "--terms::soft: no such key"),
+        ({"schedules::seg": 0.1}, "--schedules::seg: no such key"),
+        ({"schedules::seg::ramp": 0.1}, "--schedules::seg::ramp: no such key"),
         ({"train::trainre::max_epochs": 5}, "did you mean --train::trainer"),
         ({"amp": "false"}, "--amp: 'false' is a text here, and any text counts as true; write True, False"),
         ({"amp": "no"}, "'no' is a text"),

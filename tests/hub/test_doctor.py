@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny_bundles import change_json, command, replace, tiny_student
+from tiny_bundles import OVERLAYS, change_json, command, replace, tiny_student
 
 from monai_kd.hub import Finding, diagnose
 from monai_kd.hub.class_order import best_meaning, confusion, confusion_table, foreground_dice
@@ -134,6 +134,46 @@ def test_an_overlay_that_breaks_is_named_itself(bundle):
     (found,) = unwell(bundle)
     assert found.where == "configs/baseline.yaml: loss"
     assert "no_such_name" in found.message
+
+
+OVERLAY = "distillers/kd.yaml"
+
+
+def test_every_overlay_in_a_subfolder_is_evaluated_on_train_yaml_also_without_a_command_in_its_header(bundle):
+    path = bundle / "configs" / OVERLAY
+    path.write_text(path.read_text().replace("configs/", "somewhere/"))
+    fine = {finding.where for finding in diagnose(bundle) if finding.level == "ok"}
+    assert {f"configs/train.yaml + configs/distillers/{name}" for name in OVERLAYS} <= fine
+    replace(path, "SoftLogitKL", "SoftLogitsKL")
+    (found,) = unwell(bundle)
+    assert (found.level, found.where) == ("error", f"configs/{OVERLAY}: terms::kd::loss")
+    assert "SoftLogitsKL" in found.message
+
+
+def test_broken_yaml_in_a_subfolder_is_said_once_and_duplicate_keys_are_found(bundle):
+    path = bundle / "configs" / OVERLAY
+    text = path.read_text()
+    path.write_text(f"{text}method: other\n")
+    (found,) = unwell(bundle)
+    assert (found.where, found.message) == (f"configs/{OVERLAY}", "the key 'method' stands twice; the last one counts")
+    path.write_text(f"{text}a: [1,\nb: }}\n")
+    (found,) = unwell(bundle)
+    assert found.where == f"configs/{OVERLAY}"
+    assert "cannot be parsed" in found.message
+
+
+def test_an_unknown_id_of_an_overlay_in_a_subfolder_is_a_warning(bundle):
+    path = bundle / "configs" / OVERLAY
+    path.write_text(path.read_text() + "learning_rat: 1.0e-3\n")
+    (found,) = unwell(bundle)
+    assert (found.level, found.where) == ("warning", f"configs/{OVERLAY}")
+
+
+def test_a_combination_of_overlays_that_the_card_names_is_evaluated(bundle):
+    both = "configs/train.yaml','configs/distillers/kd.yaml','configs/distillers/at.yaml"
+    (bundle / "docs" / "README.md").write_text(f"monai.bundle run --config_file \"['{both}']\"\n")
+    fine = {finding.where for finding in diagnose(bundle) if finding.level == "ok"}
+    assert both.replace("','", " + ") in fine
 
 
 def test_classes_in_another_order_than_the_metadata_are_an_error(bundle):

@@ -12,7 +12,7 @@ import torch
 import yaml
 from commands import bundle_run
 from monai.bundle import ConfigParser, create_workflow
-from tiny_bundles import change_json, command, tiny_student
+from tiny_bundles import OVERLAYS, change_json, command, tiny_student
 
 from monai_kd.handlers.provenance import file_sha256
 from monai_kd.hub import materialize_run, verify_bundle
@@ -154,6 +154,74 @@ def test_a_baseline_has_no_teacher_and_its_overlay_is_written_in(whole, phantoms
     assert sorted(path.name for path in (tmp_path / "before").iterdir()) == sorted(
         path.name for path in (bundle / "configs").iterdir()
     ), "the base bundle stays as it is"
+
+
+@pytest.fixture(scope="module")
+def made_from_overlay(
+    whole: Path, phantoms: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A run with a distiller's overlay and what became of it; the bundle's overlays are those of ``OVERLAYS``."""
+    root = tmp_path_factory.mktemp("overlay")
+    bundle = Path(shutil.copytree(whole, root / "tiny"))
+    name = "configs/distillers/review.yaml"
+    shutil.copyfile(repository / "bundles" / "student" / name, bundle / name)
+    run = train(bundle, phantoms, "distillers/review.yaml")
+    return run, materialize_run(run, root / "reviewed")
+
+
+def test_an_overlay_in_a_subfolder_is_written_into_train_yaml_with_its_adapter(made_from_overlay):
+    run, made = made_from_overlay
+    config, ran = read(made / "configs" / "train.yaml"), read(run / "run.json")["config"]
+    assert config["method"] == "review"
+    assert config["terms"] == ran["terms"]
+    assert config["terms"]["review"]["adapter"] == {"_target_": "monai_kd.networks.ReviewFusion"}
+    assert config["terms"]["soft"]["_disabled_"] is True
+    assert config["schedules"] == {"review": {"ramp": 0.1}}
+    assert config["distiller_def"] == ran["distiller_def"]
+    record = read(made / "models" / "model.json")
+    assert record["config_files"] == ["configs/train.yaml", "configs/distillers/review.yaml"]
+    assert [check for check in verify_bundle(made) if not check.passed] == []
+
+
+def test_the_other_overlays_still_stand_for_their_methods_alone(made_from_overlay):
+    run, made = made_from_overlay
+    base = run.parents[1] / "configs"
+    assert {path.name for path in (made / "configs" / "distillers").iterdir()} == {*OVERLAYS, "review.yaml"}
+    for name in ("evaluate.yaml", "multi_gpu_train.yaml", "distillers/review.yaml"):
+        assert (made / "configs" / name).read_bytes() == (base / name).read_bytes(), name
+    active = {"baseline.yaml": {"seg"}, "distillers/kd.yaml": {"seg", "kd"}, "distillers/at.yaml": {"seg", "at"}}
+    for name, expected in active.items():
+        parser = ConfigParser()
+        parser.read_config([str(made / "configs" / file) for file in ("train.yaml", name)])
+        terms = parser.get("terms")
+        assert {term for term, content in terms.items() if not content.get("_disabled_")} == expected, name
+        assert parser.get("schedules")["review"] == {}, name
+        text = (base / name).read_text()
+        assert (made / "configs" / name).read_text().startswith(text.rstrip())
+
+
+def test_the_new_bundle_trains_on_by_its_own_files_with_term_and_adapter(made_from_overlay, phantoms, tmp_path):
+    bundle = Path(shutil.copytree(made_from_overlay[1], tmp_path / "reviewed"))
+    one = {"train::trainer::epoch_length": 1}
+    for name, expected in (
+        ((), {"seg", "review"}),
+        (("distillers/kd.yaml",), {"seg", "kd"}),
+        (("baseline.yaml",), {"seg"}),
+    ):
+        run = train(bundle, phantoms, *name, run_name=f"again-{len(expected)}-{'-'.join(expected)}", **one)
+        record = read(run / "run.json")
+        assert (record["status"], set(record["curves"]["terms"])) == ("finished", expected)
+
+
+def test_overlays_that_do_not_fit_are_left_out_and_named_with_the_reason(whole, phantoms, tmp_path, caplog):
+    bundle = Path(shutil.copytree(whole, tmp_path / "tiny"))
+    made = materialize_run(train(bundle, phantoms, "baseline.yaml"), tmp_path / "alone")
+    assert not (made / "configs" / "distillers").exists()
+    assert (made / "configs" / "baseline.yaml").is_file()
+    messages = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    named = " ".join(messages)
+    assert all(f"distillers/{name}" in named for name in OVERLAYS)
+    assert "teacher" in named
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

@@ -111,6 +111,14 @@ def test_a_missing_infer_json_is_written(folder):
     assert path.read_text() == text
 
 
+def test_a_copy_in_a_subfolder_of_configs_is_kept_in_step_too(folder):
+    path = folder / "student" / "configs" / "distillers" / "deep" / "kd.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(TRAIN.format(knobs=KNOBS.replace("3", "4"), data=DATA))
+    assert sync_bundles(folder) == [str(path)]
+    assert path.read_text() == TRAIN.format(knobs=KNOBS, data=DATA)
+
+
 @pytest.mark.parametrize("named", ["task/nobs", "tusk/knobs"])
 def test_an_unknown_section_is_named_with_the_known_ones_and_nothing_is_written(folder, named):
     path = folder / "student" / "configs" / "train.yaml"

@@ -177,6 +177,21 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "logging.conf",
     ),
     "renamed property": ("properties", rename_property, "train_handlers"),
+    "overlay in a subfolder": (
+        "properties",
+        in_file("configs/distillers/kd.yaml", "SoftLogitKL,", "SoftLogitsKL,"),
+        "train.yaml + distillers/kd.yaml: ModuleNotFoundError",
+    ),
+    "duplicate key in a subfolder": (
+        "yaml",
+        in_file("configs/distillers/at.yaml", "method: at", "method: at\nmethod: other"),
+        "configs/distillers/at.yaml gives the key 'method' twice",
+    ),
+    "card names a missing overlay": (
+        "files",
+        write("docs/README.md", "run --config_file \"['configs/train.yaml','configs/distillers/none.yaml']\""),
+        "configs/distillers/none.yaml is named in a command and missing",
+    ),
     "channels of the metadata": (
         "network input and output",
         lambda bundle: change_json(

@@ -18,13 +18,18 @@ from monai_kd.handlers.provenance import file_sha256
 from monai_kd.hub.checksums import write_checksums
 from monai_kd.hub.shared_blocks import infer_json
 
-__all__ = ["change_json", "command", "replace", "tiny_student"]
+__all__ = ["OVERLAYS", "change_json", "command", "replace", "tiny_student"]
+
+OVERLAYS = ("at.yaml", "kd.yaml")  # of the distillers: each check of a bundle evaluates every one
 
 
 def tiny_student(repository: Path, root: Path) -> Path:
     """Write a student bundle whose networks are tiny and random; its name is the folder's."""
     ignore = shutil.ignore_patterns("runs", "eval", "previous", "exported", "*.pt", "*.ts", "checksums.sha256")
     shutil.copytree(repository / "bundles" / "student", root, ignore=ignore)
+    for path in (root / "configs" / "distillers").iterdir():
+        if path.name not in OVERLAYS:
+            path.unlink()
     for name in ("train.yaml", "inference.yaml"):
         replace(root / "configs" / name, "channels: [16, 32, 64]", "channels: [4, 4, 8]")
     (root / "configs" / "infer.json").write_text(infer_json(root))

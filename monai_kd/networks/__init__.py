@@ -1,0 +1,18 @@
+"""Small networks between student and teacher: adapters that bring features to the shape they are compared in."""
+
+from monai_kd.networks.adapters import AutoAdapter, PointwiseAdapter, ResizeAdapter, StandardizeAdapter
+from monai_kd.networks.chain import AdapterChain
+from monai_kd.networks.review_fusion import ReviewFusion
+from monai_kd.networks.select_classes import SelectClasses
+from monai_kd.networks.tokens_to_map import TokensToMap
+
+__all__ = [
+    "AdapterChain",
+    "AutoAdapter",
+    "PointwiseAdapter",
+    "ResizeAdapter",
+    "ReviewFusion",
+    "SelectClasses",
+    "StandardizeAdapter",
+    "TokensToMap",
+]

@@ -33,7 +33,9 @@ RECORD_KEY = "run_record"  # of the record in the trainer's state
 
 # What may differ between the two arms of a fair comparison: the method, the seed and where things lie. Everything
 # else in the configuration is the schedule, and its hash must be equal.
-_METHOD_IDS = ("method", "terms", "teacher", "teacher_root", "distiller_def", "distiller")
+_METHOD_IDS = ("method", "terms", "schedules", "teacher", "teacher_root", "distiller_def", "distiller")
+# handlers that act on a method's parts, or only watch
+_METHOD_HANDLERS = ("EMATeacher", "GradientRatios", "TermSchedules")
 _NOT_SCHEDULE = (*_METHOD_IDS, *PLACE_IDS, "seed", "imports", "skip_bad_cases", "num_workers")  # the split has a hash
 
 
@@ -101,7 +103,7 @@ class TrainingRecord(RunRecord):
         # `cpu_bfloat16` and `amp` are expressions, so the hardware decides what they mean
         precision = [self.content["device"]["type"], cpu_has_bfloat16()]
         schedule = {
-            "config": config_hash(self.config, _NOT_SCHEDULE),
+            "config": config_hash(_without_method_handlers(self.config), _NOT_SCHEDULE),
             "split": ids_hash(ids),
             "precision": precision,
             "supervised": _supervised_terms(self.config),
@@ -221,6 +223,19 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], without: It
         else name
         for name in names
     ]
+
+
+def _without_method_handlers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration without the training handlers that belong to the method."""
+    train = config.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("handlers"), list):
+        return dict(config)
+    kept = [handler for handler in train["handlers"] if _class_name(handler) not in _METHOD_HANDLERS]
+    return {**config, "train": {**train, "handlers": kept}}
+
+
+def _class_name(entry: Any) -> str:
+    return str(entry.get("_target_", "")).rpartition(".")[2] if isinstance(entry, dict) else ""
 
 
 def _supervised_terms(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from monai_kd.losses.dense import (
     resize,
     resize_index,
 )
-from monai_kd.losses.kl import softmax_kl
+from monai_kd.losses.position_kl import position_kl
 
 __all__ = ["ChannelWiseKL"]
 
@@ -94,7 +94,7 @@ class ChannelWiseKL(nn.Module):
         )
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return softmax_kl(student.flatten(2), teacher.flatten(2), self.temperature, dim=2)
+        return position_kl(student.flatten(2), teacher.flatten(2), self.temperature)
 
     def _index(self, label: Tensor | None, like: Tensor) -> Tensor | None:
         """Return the label on the teacher's grid; None if it is not looked at."""

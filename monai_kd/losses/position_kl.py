@@ -42,10 +42,10 @@ class _PositionKL(torch.autograd.Function):
         kept = torch.empty_like(student, memory_format=torch.contiguous_format) if keep else None
         sums = []
         for piece in _pieces(student):
-            ours = (student[..., piece] / temperature).sub_(totals[0])
-            theirs = (teacher[..., piece] / temperature).sub_(totals[1])
-            difference, sum_ = _piece_kl(ours, theirs)
-            sums.append(sum_)
+            ours = _scaled(student[..., piece], temperature, totals[0])
+            theirs = _scaled(teacher[..., piece], temperature, totals[1])
+            difference, part = _piece_kl(ours, theirs)
+            sums.append(part)
             if kept is not None:
                 torch.mul(difference, temperature, out=kept[..., piece])
         if keep:
@@ -70,9 +70,16 @@ def _pieces(value: Tensor) -> Iterator[slice]:
 
 def _log_total(value: Tensor, temperature: float) -> Tensor:
     """Return ``logsumexp(value / temperature)`` over the positions, ``(B, C, 1)``."""
-    largest = value.amax(dim=2, keepdim=True)
-    sums = [(value[..., piece] - largest).div_(temperature).exp_().sum(dim=2) for piece in _pieces(value)]
-    return torch.stack(sums).sum(dim=0).log_().unsqueeze(-1).add_(largest / temperature)
+    parts = []
+    for piece in _pieces(value):
+        largest = value[..., piece].amax(dim=2, keepdim=True).div_(temperature)
+        total = _scaled(value[..., piece], temperature, largest).exp_().sum(dim=2, keepdim=True)
+        parts.append(total.log_().add_(largest))
+    return torch.stack(parts).logsumexp(dim=0)
+
+
+def _scaled(value: Tensor, temperature: float, less: Tensor) -> Tensor:
+    return torch.add(-less, value, alpha=1 / temperature)  # one pass
 
 
 def _piece_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from torch import nn
 from monai_kd.data import CaseSplit
 from monai_kd.handlers import CaseScores, new_run_name, require_weights
 from monai_kd.handlers.provenance import file_sha256
+from monai_kd.handlers.training_record import _without_method_handlers
 
 CLASS_NAMES = ["background", "anterior", "posterior"]
 
@@ -331,9 +332,20 @@ BASELINE = {"method": "baseline", "terms::soft::_disabled_": True, "distiller::t
 ELSEWHERE = {"run_dir": "/tmp/elsewhere", "bundle_root": "..", "seed": 4, "dataset_dir": "/data", "ckpt_dir": "x"}
 
 
-@pytest.mark.parametrize("changes", [BASELINE, ELSEWHERE, {"terms::soft::weight": 2.0}])
+RAMP = {"schedules": {"soft": {"ramp": 0.1}}}
+
+
+@pytest.mark.parametrize("changes", [BASELINE, ELSEWHERE, RAMP, {"terms::soft::weight": 2.0}])
 def test_arms_that_differ_in_method_seed_or_place_share_the_schedule_hash(tmp_path, changes):
     assert content(tmp_path, changes)["schedule_hash"] == content(tmp_path)["schedule_hash"]
+
+
+def test_handlers_of_the_method_are_no_part_of_the_schedule():
+    stop = {"_target_": "EarlyStopHandler"}
+    ours = [{"_target_": f"monai_kd.handlers.{name}"} for name in ("TermSchedules", "EMATeacher", "GradientRatios")]
+    config = {"epochs": 2, "train": {"handlers": [stop, *ours], "x": 1}}
+    assert _without_method_handlers(config) == {"epochs": 2, "train": {"handlers": [stop], "x": 1}}
+    assert _without_method_handlers({"train": "@other"}) == {"train": "@other"}
 
 
 @pytest.mark.parametrize(

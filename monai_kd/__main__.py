@@ -246,6 +246,18 @@ def tables(results_dir: str = "docs/results", check: bool = False) -> None:
         sys.exit(1)
 
 
+def taps(bundle: str, input_shape: list[int] | None = None) -> None:
+    """Print the stages of a bundle's network, and of its teacher's, that terms can read: name, shape, stride, module.
+
+    Args:
+        bundle: the bundle's folder.
+        input_shape: "[1, C, *spatial]"; empty takes what metadata.json states.
+    """
+    from monai_kd.hub import bundle_taps
+
+    print(bundle_taps(bundle, input_shape).table())
+
+
 def teacher(run_dir: str, bundle_root: str, out: str) -> None:
     """Turn a finished training run into a teacher folder for --teacher_root.
 
@@ -273,6 +285,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     compare,
     sync,
     tables,
+    taps,
     teacher,
 )
 

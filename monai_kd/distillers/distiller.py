@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from monai_kd.distillers.heads import AUXILIARY_HEAD, named_heads
 from monai_kd.distillers.pairing import build_adapters, pair_terms
 from monai_kd.distillers.taps import FeatureTaps, stage_paths
 from monai_kd.distillers.term import Term, plain_tensor
@@ -45,6 +46,9 @@ class Distiller(nn.Module):
     Frozen teachers stay in evaluation mode, run without a graph, follow ``.to()``, and are absent from
     ``state_dict()``, ``parameters()`` and ``buffers()``: optimizers, checkpoints, federated clients and DDP see the
     student. ``state_dict()`` has the student's bare keys, plus ``adapters.<term>.*`` where terms have adapters.
+
+    A network with deep supervision gives its full-resolution head as ``logits`` and the others, in its order, as
+    ``logits_1``, ``logits_2``, ...; terms give each the weight they like.
 
     A term may read several stages at once, and ``*`` stands for stages: where both sides of a term hold one, each of
     the student's stages meets the teacher's of the nearest stride (:func:`~monai_kd.distillers.pair_stages`). For that,
@@ -165,10 +169,9 @@ class Distiller(nn.Module):
 
     def _run(self, name: str, network: nn.Module, image: Tensor) -> dict[str, Tensor]:
         with self.taps[name] as features:
-            logits = network(image)
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"network '{name}' returned {type(logits).__name__}; a distiller needs one logits tensor")
-        return {f"{name}/logits": logits, **{f"{name}/{tap}": value for tap, value in features.items()}}
+            output = network(image)
+        heads = {f"{name}/{head}": logits for head, logits in named_heads(output, image.ndim, name).items()}
+        return {**heads, **{f"{name}/{tap}": value for tap, value in features.items()}}
 
     def _value(self, name: str, term: nn.Module, views: Mapping[str, Tensor]) -> Tensor:
         missing = [address for address in term.addresses if address not in views]  # type: ignore[union-attr]
@@ -214,7 +217,9 @@ class Distiller(nn.Module):
             raise ValueError(f"views {doubled} come both from a live network and from the batch; keep one of the two")
         for name, term in self.terms.items():
             for address in term.addresses:  # type: ignore[union-attr]
-                if address not in known:
+                network, _, view = address.partition("/")
+                is_head = network in self.networks and AUXILIARY_HEAD.fullmatch(view)  # known when it runs
+                if address not in known and not is_head:
                     raise ValueError(f"term '{name}' reads '{address}'; known: {', '.join(self._suggestions(known))}")
 
     def _suggestions(self, known: list[str]) -> list[str]:

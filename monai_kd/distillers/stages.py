@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from monai_kd.distillers.heads import named_heads
 from monai_kd.distillers.taps import FeatureTaps, stage_paths
 
 __all__ = ["Stage", "feature_shapes", "network_stages"]
@@ -53,12 +54,12 @@ def feature_shapes(network: nn.Module, taps: FeatureTaps, input_shape: Sequence[
     network.eval()  # batch statistics stay as they are
     try:
         with torch.no_grad(), taps as features:
-            logits = network(torch.zeros(tuple(input_shape), device=device))
+            output = network(torch.zeros(tuple(input_shape), device=device))
     finally:
         for module, mode in modes.items():
             module.training = mode
-    shapes = {name: feature.shape for name, feature in features.items()}
-    return {**shapes, "logits": logits.shape} if isinstance(logits, torch.Tensor) else shapes
+    heads = named_heads(output, len(input_shape), type(network).__name__)
+    return {name: value.shape for name, value in (*features.items(), *heads.items())}
 
 
 def _stride(image: Sequence[int], feature: Sequence[int]) -> tuple[float, ...]:

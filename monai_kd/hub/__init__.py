@@ -1,5 +1,6 @@
 """Bundles as things to keep in step, pack and share."""
 
+from monai_kd.hub.calibrate import Calibration, TermPull, calibrate_terms
 from monai_kd.hub.checksums import write_checksums
 from monai_kd.hub.compare import Comparison, ModelScores, compare_cases
 from monai_kd.hub.doctor import Finding, diagnose
@@ -14,16 +15,22 @@ from monai_kd.hub.index import index_bundles
 from monai_kd.hub.materialize import materialize_run
 from monai_kd.hub.pack import Packed, pack_bundle
 from monai_kd.hub.shared_blocks import sync_bundles
+from monai_kd.hub.taps import BundleTaps, bundle_taps
 from monai_kd.hub.teacher_folder import make_teacher
 from monai_kd.hub.verify import Check, verify_bundle
 
 __all__ = [
+    "BundleTaps",
+    "Calibration",
     "Check",
     "Comparison",
     "Finding",
     "ModelScores",
     "Packed",
     "PushedBundle",
+    "TermPull",
+    "bundle_taps",
+    "calibrate_terms",
     "compare_cases",
     "diagnose",
     "fetch_bundle",

@@ -4,6 +4,7 @@ from monai_kd.losses.attention import AttentionTransfer
 from monai_kd.losses.channel_wise import ChannelWiseKL
 from monai_kd.losses.dist import CorrelationDistillation
 from monai_kd.losses.dkd import DecoupledKL
+from monai_kd.losses.feature_mimic import FeatureMimic
 from monai_kd.losses.intra_class import IntraClassVariation
 from monai_kd.losses.multi_teacher import MultiTeacherKL
 from monai_kd.losses.region_affinity import RegionAffinity
@@ -19,6 +20,7 @@ __all__ = [
     "ClassBalance",
     "CorrelationDistillation",
     "DecoupledKL",
+    "FeatureMimic",
     "ForegroundWeighting",
     "IntraClassVariation",
     "KnowledgeReview",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from monai_kd.losses.dense import class_index, resize_index
+from monai_kd.losses.dense import class_index, foreground_index, resize_index
 from monai_kd.losses.levels import pool_to_common
-from monai_kd.losses.voxelwise import _foreground_index
 
 __all__: list[str] = []
 
@@ -68,7 +67,7 @@ def lengths(features: Tensor) -> tuple[Tensor, Tensor]:
 def _classes(label: Tensor, like: Tensor, ignore_index: int | None, sigmoid: bool) -> tuple[Tensor, int]:
     """Return the class of each voxel on the grid of the features, -1 to ignore it, and one more than the highest."""
     if sigmoid:  # (B, *spatial), (B, 1, *spatial) or one channel per foreground
-        label = _foreground_index(label if label.ndim == like.ndim else label.unsqueeze(1), ignore_index)
+        label = foreground_index(label if label.ndim == like.ndim else label.unsqueeze(1), ignore_index)
     index = resize_index(class_index(label, like), like.shape[2:])
     ignored = torch.zeros_like(index, dtype=torch.bool) if ignore_index is None else index == ignore_index
     low, high = torch.stack(torch.aminmax(torch.where(ignored, 0, index))).tolist()

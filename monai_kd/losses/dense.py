@@ -39,7 +39,7 @@ def check_pair(student: Tensor, teacher: Tensor, what: str = "logits", channels:
     if student.shape[0] != teacher.shape[0]:
         raise ValueError(f"{shapes} differ in the batch: both networks must see the same images")
     if channels and student.shape[1] != teacher.shape[1]:
-        remedy = "map the teacher's classes to the student's" if what == "logits" else "give the term an adapter"
+        remedy = "map the teacher's classes to the student's" if what == "logits" else "features need an adapter"
         raise ValueError(f"{shapes} differ in their channels; {remedy}")
 
 
@@ -65,10 +65,18 @@ def class_index(label: Tensor, like: Tensor) -> Tensor:
     index = label.squeeze(1) if label.ndim == like.ndim and label.shape[1] == 1 else label
     if index.ndim != like.ndim - 1 or index.shape[0] != like.shape[0]:
         raise ValueError(
-            f"label {tuple(label.shape)} does not go with logits {tuple(like.shape)}; give class indices as "
+            f"label {tuple(label.shape)} does not go with {tuple(like.shape)}; give class indices as "
             "(batch, 1, *spatial) or (batch, *spatial)"
         )
     return index.long()
+
+
+def foreground_index(label: Tensor, ignore_index: int | None) -> Tensor:
+    """Return 1 where any channel of a multi-label map is set, the index to ignore where a channel holds it."""
+    index = (label > 0).any(dim=1).long()
+    if ignore_index is None:
+        return index
+    return torch.where((label == ignore_index).any(dim=1), ignore_index, index)
 
 
 def resize_index(index: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:

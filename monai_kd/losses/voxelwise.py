@@ -12,6 +12,7 @@ from monai_kd.losses.dense import (
     check_pair,
     check_reduction,
     class_index,
+    foreground_index,
     full_precision,
     reduce_voxels,
     resize,
@@ -103,7 +104,7 @@ class VoxelLoss(nn.Module):
         if label is None or not self._reads_label:
             return None
         if self.sigmoid and label.shape[1] == like.shape[1] > 1 and label.ndim == like.ndim:
-            return _foreground_index(label, self.ignore_index)
+            return foreground_index(label, self.ignore_index)
         return class_index(label, like)
 
     def _weight(self, teacher: Tensor, index: Tensor | None) -> Tensor | None:
@@ -123,11 +124,3 @@ def _as_list(weighting: Weighting | Sequence[Weighting] | None) -> list[Weightin
         if not callable(entry):
             raise TypeError(f"weighting holds {entry!r}; give weight maps such as ForegroundWeighting()")
     return found
-
-
-def _foreground_index(label: Tensor, ignore_index: int | None) -> Tensor:
-    """Return 1 where any channel of a multi-label map is set, the index to ignore where a channel holds it."""
-    index = (label > 0).any(dim=1).long()
-    if ignore_index is None:
-        return index
-    return torch.where((label == ignore_index).any(dim=1), ignore_index, index)

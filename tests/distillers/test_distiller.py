@@ -11,8 +11,9 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet, UNet
 from torch import nn
 
-from monai_kd.distillers import Distiller, DistillOutput, Term
-from monai_kd.losses import SoftLogitKL
+from monai_kd.distillers import Distiller, DistillOutput, Stage, Term, pair_stages
+from monai_kd.losses import AttentionTransfer, FeatureMimic, SoftLogitKL
+from monai_kd.networks import PointwiseAdapter, SelectClasses
 
 
 def tiny_net(channels: int = 4, out: int = 3) -> UNet:
@@ -317,3 +318,157 @@ def test_student_of_another_family_works_in_two_dimensions():
     teacher = UNet(2, 1, 3, channels=(8, 16), strides=(2,))
     output = Distiller(student, {"teacher": teacher}, {"soft": soft_term()})(torch.randn(1, 1, 32, 32))
     assert output.pred.shape == (1, 3, 32, 32)
+
+
+# ---- deep supervision -----------------------------------------------------------------------------------------------
+
+
+class TwoHeads(torch.nn.Module):
+    """Full-resolution logits first, then those at half the resolution; a stack or a list."""
+
+    def __init__(self, stack: bool) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv3d(1, 3, 1)
+        self.stack = stack
+
+    def forward(self, image):
+        full = self.conv(image)
+        if self.stack:
+            return torch.stack([full, 2 * full], dim=1)
+        return [full, torch.nn.functional.avg_pool3d(full, 2)]
+
+
+@pytest.mark.parametrize("stack", [False, True])
+def test_heads_of_deep_supervision_are_views(batch, stack):
+    network, teacher = TwoHeads(stack), TwoHeads(stack)
+    terms = {
+        "soft": Term(SoftLogitKL(), "student/logits", "teacher/logits"),
+        "head": Term(SoftLogitKL(), "student/logits_1", "teacher/logits", weight=0.5),
+    }
+    output = Distiller(network, {"teacher": teacher}, terms)(*batch)
+    with torch.no_grad():
+        (full, half), target = (network(batch[0]).unbind(1) if stack else network(batch[0])), teacher.conv(batch[0])
+    assert torch.equal(output.pred, full)
+    assert output.terms["head"].item() == pytest.approx(SoftLogitKL()(half, target).item())
+    assert output.loss.item() == pytest.approx(output.terms["soft"].item() + 0.5 * output.terms["head"].item())
+
+
+def test_a_head_that_is_not_there_is_named_with_the_first_batch(batch):
+    distiller = Distiller(TwoHeads(False), {}, {"x": Term(torch.nn.MSELoss(), "student/logits_7", "student/logits")})
+    with pytest.raises(ValueError, match=r"term 'x' reads \['student/logits_7'\], which this batch does not hold"):
+        distiller(*batch)
+
+
+# ---- several stages, adapters, schedules ----------------------------------------------------------------------------
+
+STAGES = {"student": "student/*", "target": "teacher/*"}
+SHAPE = (1, 1, 16, 16, 16)
+
+
+def unets() -> tuple[torch.nn.Module, torch.nn.Module]:
+    return UNet(3, 1, 3, (4, 8, 8), (2, 2)), UNet(3, 1, 3, (6, 8, 16), (2, 2))
+
+
+def test_stages_are_paired_by_stride():
+    student, teacher = unets()
+    term = Term(AttentionTransfer(), **STAGES)
+    Distiller(student, {"teacher": teacher}, {"at": term}, input_shape=SHAPE)
+    assert term.student == [f"student/{name}" for name in ("encoder_1", "encoder_2", "bottleneck", "decoder_1")]
+    assert term.target == [f"teacher/{name}" for name in ("encoder_1", "encoder_2", "bottleneck", "decoder_1")]
+
+
+def test_pairs_follow_the_nearest_stride_and_then_the_side():
+    shape = torch.Size((1, 1, 1))
+    own = [Stage("bottleneck", "", shape, (4.0,)), Stage("encoder_1", "", shape, (2.0,))]
+    other = [
+        Stage("encoder_1", "", shape, (1.0,)),
+        Stage("encoder_2", "", shape, (2.0,)),
+        Stage("encoder_3", "", shape, (4.0,)),
+        Stage("decoder_3", "", shape, (4.0,)),
+        Stage("decoder_2", "", shape, (2.0,)),
+    ]
+    assert pair_stages(own, other) == [(0, 3), (1, 1)]
+
+
+def test_lazy_adapters_get_their_weights_and_leave_random_numbers_alone():
+    student, teacher = unets()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    modes = {name: module.training for name, module in student.named_modules()}
+    terms = {"hint": Term(FeatureMimic(), "student/encoder_1", "teacher/encoder_1", adapter=PointwiseAdapter())}
+    distiller = Distiller(student, {"teacher": teacher}, terms, input_shape=SHAPE)
+    assert torch.equal(torch.rand(1), expected)
+    assert {name: module.training for name, module in student.named_modules()} == modes
+    shapes = [tuple(value.shape) for key, value in distiller.state_dict().items() if key.startswith("adapters.hint.")]
+    assert (6, 4, 1, 1, 1) in shapes
+    distiller(torch.rand(2, 1, 16, 16, 16)).loss.backward()
+    assert all(parameter.grad is not None for parameter in distiller.terms["hint"].adapter.parameters())
+
+
+def test_an_adapter_meets_what_the_target_adapter_makes_of_the_target():
+    student, teacher = unets()
+    term = Term(
+        FeatureMimic(),
+        "student/encoder_1",
+        "teacher/logits",
+        adapter=PointwiseAdapter(),
+        target_adapter=SelectClasses([[0, 2], 1]),
+    )
+    distiller = Distiller(student, {"teacher": teacher}, {"x": term}, input_shape=SHAPE)
+    assert distiller(torch.rand(2, 1, 16, 16, 16)).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("term", "shape", "message"),
+    [
+        (lambda: Term(AttentionTransfer(), **STAGES), None, r"terms \['x'\] read stages by '\*': give input_shape"),
+        (
+            lambda: Term(AttentionTransfer(), "student/*", "teacher/bottleneck"),
+            SHAPE,
+            r"term 'x' has a '\*' on one side only",
+        ),
+        (
+            lambda: Term(AttentionTransfer(), "student/*", "teacher/decoder_7*"),
+            SHAPE,
+            r"'teacher/decoder_7\*' matches no stage; stages: teacher/encoder_1",
+        ),
+        (
+            lambda: Term(FeatureMimic(), "student/encoder_1", "teacher/encoder_1", adapter=PointwiseAdapter()),
+            None,
+            r"adapters of the terms \['x'\] .* give input_shape",
+        ),
+        (
+            lambda: Term(FeatureMimic(), "student/logits", "label", adapter=PointwiseAdapter()),
+            SHAPE,
+            r"term 'x' has an adapter, but no network gives \['label'\]",
+        ),
+    ],
+)
+def test_wiring_that_cannot_be_is_named(term, shape, message):
+    student, teacher = unets()
+    with pytest.raises(ValueError, match=message):
+        Distiller(student, {"teacher": teacher}, {"x": term()}, input_shape=shape)
+
+
+def test_factor_scales_a_term_and_its_gradient(batch):
+    student, teacher = tiny_net(), tiny_net(8)
+    term = Term(SoftLogitKL(), weight=2.0, target="teacher/logits")
+    distiller = Distiller(student, {"teacher": teacher}, {"soft": term})
+    whole = distiller(*batch)
+    term.factor = 0.25
+    part = distiller(*batch)
+    assert part.terms == whole.terms
+    assert part.weighted["soft"].item() == pytest.approx(0.5 * part.terms["soft"].item())
+    assert part.loss.item() == pytest.approx(whole.loss.item() / 4)
+
+
+def test_a_target_adapter_with_weights_is_refused():
+    with pytest.raises(ValueError, match="target_adapter must have no weights"):
+        Term(SoftLogitKL(), target="teacher/logits", target_adapter=torch.nn.Conv3d(3, 3, 1))
+
+
+@pytest.mark.parametrize("address", [[], [3], 5])
+def test_a_bad_list_of_addresses_is_refused(address):
+    with pytest.raises((ValueError, TypeError), match="a term's student"):
+        Term(SoftLogitKL(), student=address)

@@ -92,6 +92,17 @@ def test_value_and_gradient_are_the_textbook_formula_s(spatial):
     torch.testing.assert_close(gradient(loss, student, teacher), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_pieces_of_a_large_map_give_the_value_and_gradient_of_the_whole(temperature):
+    torch.manual_seed(0)
+    student, teacher = 3 * torch.randn(2, 5, 40, 41, 43), 3 * torch.randn(2, 5, 40, 41, 43)
+    loss = ChannelWiseKL(temperature)
+    expected = textbook(student.double(), teacher.double(), temperature).item()
+    assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    own = gradient(lambda s, t: textbook(s, t, temperature), student.double(), teacher.double())
+    torch.testing.assert_close(gradient(loss, student, teacher).double(), own, atol=1e-9, rtol=1e-4)
+
+
 @pytest.mark.parametrize("spatial", SPATIAL)
 def test_zero_when_student_equals_teacher(spatial):
     maps = torch.randn(2, 3, *spatial)

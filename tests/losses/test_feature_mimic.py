@@ -185,7 +185,7 @@ class TestBoth:
         torch.testing.assert_close(both, loss(STUDENT_BATCH, TEACHER_BATCH) + loss(*pair))
 
     def test_other_channels_and_numbers_of_levels_are_refused(self, loss):
-        with pytest.raises(ValueError, match="differ in their channels; give the term an adapter"):
+        with pytest.raises(ValueError, match="differ in their channels; features need an adapter"):
             loss(STUDENT, TEACHER)
         with pytest.raises(ValueError, match="got 1 student features and 2 of the teacher"):
             loss([STUDENT], [STUDENT, STUDENT])

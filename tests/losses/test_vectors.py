@@ -15,7 +15,7 @@ from monai_kd.losses import (
     ChannelWiseKL,
     CorrelationDistillation,
     DecoupledKL,
-
+    FeatureMimic,
     IntraClassVariation,
     KnowledgeReview,
     RegionAffinity,
@@ -135,6 +135,8 @@ CASES: dict[str, Vector] = {
     "cwd_C1_T4": on(ChannelWiseKL(4.0), "S1", "T1"),
     "cwd_5d_T4": volume,
     "cwd_feat_align1x1_T1": aligned(ChannelWiseKL(1.0)),
+    "fitnet_mse_align1x1": aligned(FeatureMimic()),
+    "pkd_mse_pearson": lambda inputs: FeatureMimic(standardize=True)(inputs["FSb"], inputs["FTb"][:, :2]),
     "hcl_2x2": on(KnowledgeReview(), "FS", "FT2c"),
     "hcl_4x4": on(KnowledgeReview(), "F4S", "F4T"),
     "hcl_6x6": on(KnowledgeReview(), "F6S", "F6T"),

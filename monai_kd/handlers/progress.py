@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from monai_kd.handlers.failure import on_failure
-from monai_kd.handlers.scalars import named_scalars
+from monai_kd.handlers.scalars import raw_scalars
 
 __all__ = ["Progress"]
 
@@ -47,8 +47,8 @@ class Progress:
         if self._bar is None:
             return
         shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}"} if self.validator else {}
-        scalars = named_scalars(engine.state.output)  # type: ignore[arg-type]
-        shown.update({name: f"{value:.3f}" for name, value in scalars.items() if "/" not in name})
+        scalars = raw_scalars(engine.state.output)  # type: ignore[arg-type]
+        shown.update({name: f"{value:.3f}" for name, value in scalars.items()})
         best: Any = self.validator.state if self.validator is not None else None
         if best is not None and best.best_metric_epoch > 0:
             shown["best Dice"] = f"{best.best_metric:.4f}"

@@ -36,7 +36,15 @@ RECORD_KEY = "run_record"  # of the record in the trainer's state
 _METHOD_IDS = ("method", "terms", "schedules", "teacher", "teacher_root", "distiller_def", "distiller")
 # handlers that act on a method's parts, or only watch
 _METHOD_HANDLERS = ("EMATeacher", "GradientRatios", "TermSchedules")
-_NOT_SCHEDULE = (*_METHOD_IDS, *PLACE_IDS, "seed", "imports", "skip_bad_cases", "num_workers")  # the split has a hash
+_NOT_SCHEDULE = (
+    *_METHOD_IDS,
+    *PLACE_IDS,
+    "seed",
+    "imports",
+    "skip_bad_cases",
+    "num_workers",
+    "gradient_interval",
+)  # the split has a hash
 
 
 class TrainingRecord(RunRecord):

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from monai_kd.losses.dense import (
     check_number,
-    check_pair,
     check_reduction,
     class_index,
     full_precision,
     resize,
     resize_index,
 )
+from monai_kd.losses.levels import Features, level_pairs
 from monai_kd.losses.position_kl import position_kl
 
 __all__ = ["ChannelWiseKL"]
@@ -39,8 +39,9 @@ class ChannelWiseKL(nn.Module):
         ignore_index: positions with this label take no part in the distributions; None looks at no label for that.
 
     Shape:
-        student, teacher: logits or features ``(B, C, *spatial)`` with the same C, any number of spatial axes. A student
-            on another grid (1 to 3 axes) is interpolated linearly to the teacher's.
+        student, teacher: logits or features ``(B, C, *spatial)`` with the same C, any number of spatial axes; or lists
+            of such stages, whose values are summed. A student on another grid (1 to 3 axes) is interpolated linearly
+            to the teacher's.
         label: class indices ``(B, 1, *spatial)`` or ``(B, *spatial)``, brought to the teacher's grid by nearest
             neighbor. Optional but for ``present_only``. Where labels have several channels set ``ignore_index=None``.
 
@@ -70,8 +71,13 @@ class ChannelWiseKL(nn.Module):
         self.reduction = check_reduction(reduction, ("channelmean", "sum", "none"))
         self.ignore_index = ignore_index
 
-    def forward(self, student: Tensor, teacher: Tensor, label: Tensor | None = None) -> Tensor:
-        check_pair(student, teacher, what="maps")
+    def forward(self, student: Features, teacher: Features, label: Tensor | None = None) -> Tensor:
+        pairs = level_pairs(student, teacher, channels=True)
+        if self.reduction == "none" and len(pairs) > 1:
+            raise ValueError(f"reduction 'none' has no one map for {len(pairs)} stages; use it on one")
+        return torch.stack([self._level(ours, theirs, label) for ours, theirs in pairs]).sum(dim=0)
+
+    def _level(self, student: Tensor, teacher: Tensor, label: Tensor | None) -> Tensor:
         index = self._index(label, teacher)
         if not self.include_background:
             if student.shape[1] < 2:

@@ -66,7 +66,7 @@ def class_index(label: Tensor, like: Tensor) -> Tensor:
     if index.ndim != like.ndim - 1 or index.shape[0] != like.shape[0]:
         raise ValueError(
             f"label {tuple(label.shape)} does not go with {tuple(like.shape)}; give class indices as "
-            "(batch, 1, *spatial) or (batch, *spatial)"
+            "(batch, 1, *spatial) or (batch, *spatial), or set ignore_index to None where no label is needed"
         )
     return index.long()
 

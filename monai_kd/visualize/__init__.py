@@ -1,6 +1,8 @@
 """Tables, figures and the report of finished runs. Matplotlib is needed, and imported, only when a figure is drawn."""
 
 from monai_kd.visualize.curves import curves_figure, paired_figure, save_figure
+from monai_kd.visualize.distillers import distillers_table
+from monai_kd.visualize.distillers_figure import distillers_figure
 from monai_kd.visualize.documents import write_tables
 from monai_kd.visualize.overlays import overlay_figure, save_overlay
 from monai_kd.visualize.records import load_records
@@ -13,6 +15,8 @@ __all__ = [
     "PairedDifference",
     "bootstrap_interval",
     "curves_figure",
+    "distillers_figure",
+    "distillers_table",
     "load_records",
     "overlay_figure",
     "paired_difference",

@@ -5,17 +5,20 @@ No number in a README or a model card is typed: a document names the protocol it
     <!-- >>> results: hippocampus -->
     <!-- <<< results -->
 
-and :func:`write_tables` fills in what the records say; ``exports`` in place of a protocol shows ``exports.json``.
-Filters follow the name: ``methods=teacher,baseline``, ``bundles=student``, ``sections=test``.
+and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
+``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters: ``exports``,
+``distillers``, ``loss_costs``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.exports import exports_table
+from monai_kd.visualize.loss_costs import loss_costs_table
 from monai_kd.visualize.records import load_records
 from monai_kd.visualize.statistics import Record
 from monai_kd.visualize.tables import results_table
@@ -26,6 +29,12 @@ _OPEN = re.compile(r"<!-- >>> results: (?P<protocol>\S+)(?P<filters>(?: \S+=\S+)
 _OPEN_START = "<!-- >>> results:"
 _CLOSE = "<!-- <<< results -->"
 _FILTERS = ("bundles", "methods", "sections")
+# tables that are no protocol's: each from the folder of the records and the records
+_SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
+    "exports": lambda folder, _records: exports_table(folder / "exports.json"),
+    "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
+    "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),
+}
 
 
 def write_tables(results_dir: str | Path, files: Iterable[str | Path], check: bool = False) -> list[Path]:
@@ -49,7 +58,7 @@ def write_tables(results_dir: str | Path, files: Iterable[str | Path], check: bo
     changed = []
     for path in map(Path, files):
         text = path.read_text(encoding="utf-8")
-        updated = _fill(text, records, path, Path(results_dir) / "exports.json")
+        updated = _fill(text, records, path, Path(results_dir))
         if updated != text:
             changed.append(path)
             if not check:
@@ -57,7 +66,7 @@ def write_tables(results_dir: str | Path, files: Iterable[str | Path], check: bo
     return changed
 
 
-def _fill(text: str, records: Sequence[Record], path: Path, exports: Path) -> str:
+def _fill(text: str, records: Sequence[Record], path: Path, results_dir: Path) -> str:
     lines: list[str] = []
     opened: int | None = None
     fenced = False
@@ -77,15 +86,17 @@ def _fill(text: str, records: Sequence[Record], path: Path, exports: Path) -> st
             lines.append(line)
         if marker:
             opened = number
-            shows_exports = marker["protocol"] == "exports"
-            shown = exports_table(exports) if shows_exports else _marked_table(marker, records, f"{path}:{number}")
-            lines.append(shown)
+            lines.append(_marked_table(marker, records, results_dir, f"{path}:{number}"))
     if opened is not None:
         raise ValueError(f"{path}:{opened}: this results marker is not closed; add a line '{_CLOSE}'")
     return "\n".join(lines)
 
 
-def _marked_table(marker: re.Match[str], records: Sequence[Record], where: str) -> str:
+def _marked_table(marker: re.Match[str], records: Sequence[Record], results_dir: Path, where: str) -> str:
+    if special := _SPECIAL.get(marker["protocol"]):
+        if marker["filters"]:
+            raise ValueError(f"{where}: the table '{marker['protocol']}' takes no filters, got '{marker['filters']}'")
+        return special(results_dir, records)
     filters: dict[str, list[str]] = {}
     for item in marker["filters"].split():
         name, _, value = item.partition("=")

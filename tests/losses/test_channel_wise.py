@@ -288,3 +288,13 @@ def test_unknown_reductions_are_refused_with_the_known_ones():
 
 def test_settings_are_shown():
     assert "temperature=4.0, include_background=True, present_only=False" in str(ChannelWiseKL())
+
+
+def test_several_stages_are_summed():
+    generator = torch.Generator().manual_seed(9)
+    shapes = ((2, 3, 4, 4), (2, 5, 2, 2))
+    student, teacher = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
+    expected = sum(ChannelWiseKL()(ours, theirs).item() for ours, theirs in zip(student, teacher, strict=True))
+    assert ChannelWiseKL()(student, teacher).item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="'none' has no one map for 2 stages"):
+        ChannelWiseKL(reduction="none")(student, teacher)

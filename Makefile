@@ -63,6 +63,8 @@ experiments: install
 
 bench: install
 	$(PY) benchmarks/speed.py
+	$(PY) benchmarks/losses.py
+	$(if $(MONAI_KD_DATA),$(PY) benchmarks/steps.py,@echo "benchmarks/steps.py needs real data: set MONAI_KD_DATA")
 
 docs: install
 	$(PY) -m sphinx -W --keep-going -E -b html -d docs/_build/doctrees docs docs/_build/html

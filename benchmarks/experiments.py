@@ -23,7 +23,14 @@ from typing import Any
 from bundle_runs import REPOSITORY, finished, run_bundle
 
 from monai_kd.hub import make_teacher, write_checksums
-from monai_kd.visualize import curves_figure, load_records, paired_difference, paired_figure, save_figure
+from monai_kd.visualize import (
+    curves_figure,
+    distillers_figure,
+    load_records,
+    paired_difference,
+    paired_figure,
+    save_figure,
+)
 
 RESULTS = REPOSITORY / "docs" / "results" / "hippocampus"
 ZOO_RESULTS = REPOSITORY / "docs" / "results" / "zoo"
@@ -115,6 +122,7 @@ def run_zoo(teacher: Run, workers: int, threads: int) -> None:
     named = {"protocol": ZOO["protocol"]}
     for run in (replace(teacher, results=ZOO_RESULTS, overrides=named), *runs):
         run.score(threads)
+    save_figure(distillers_figure(load_records(ZOO_RESULTS)), ZOO_RESULTS / "distillers.png")
 
 
 def draw() -> None:

@@ -16,49 +16,47 @@ __all__: list[str] = []
 _CHUNK = 2**18
 
 
-def softmax_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
-    """Return ``temperature**2 * KL(softmax(teacher / temperature) || softmax(student / temperature))`` along ``dim``.
+def softmax_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return ``temperature**2 * KL(softmax(teacher / temperature) || softmax(student / temperature))`` per voxel.
 
     Args:
         student, teacher: logits of the same shape ``(B, C, *spatial)`` in float32 or float64.
         temperature: > 0.
-        dim: 1, the axis of the classes, or 2 for ``(B, C, P)``: distributions over positions.
 
     Returns:
-        The divergence of each row, the shape without ``dim``. Gradient to the student only:
+        The divergence of each voxel, ``(B, *spatial)``. Gradient to the student only:
         ``temperature * (student's softmax - teacher's)``, which is the one tensor kept for backward.
     """
-    kl: Tensor = _SoftmaxKL.apply(student, teacher, temperature, dim)
+    kl: Tensor = _SoftmaxKL.apply(student, teacher, temperature)
     return kl
 
 
 class _SoftmaxKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         def rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-            return _softmax_rows(student, teacher, temperature, dim)
+            return _softmax_rows(student, teacher, temperature)
 
-        kl, difference = over_voxels(rows, student, teacher) if dim == 1 else rows(student, teacher)
+        kl, difference = over_voxels(rows, student, teacher)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(difference)
-        ctx.dim = dim
         return kl
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (difference,) = ctx.saved_tensors
-        return difference * gradient.unsqueeze(ctx.dim), None, None, None
+        return difference * gradient.unsqueeze(1), None, None
 
 
-def _softmax_rows(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> tuple[Tensor, Tensor]:
-    """Return ``T**2 * KL`` of each row and its gradient to the student's logits."""
-    student_log = torch.log_softmax(student if temperature == 1 else student / temperature, dim)
-    teacher_log = torch.log_softmax(teacher if temperature == 1 else teacher / temperature, dim)
+def _softmax_rows(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return ``T**2 * KL`` of each voxel and its gradient to the student's logits."""
+    student_log = torch.log_softmax(student if temperature == 1 else student / temperature, dim=1)
+    teacher_log = torch.log_softmax(teacher if temperature == 1 else teacher / temperature, dim=1)
     probability = teacher_log.exp()
     ratio = teacher_log.sub_(student_log)
     difference = probability_difference(student_log.exp_(), probability, ratio)
-    kl = ratio.mul_(probability).add_(difference).sum(dim).mul_(temperature**2)
+    kl = ratio.mul_(probability).add_(difference).sum(dim=1).mul_(temperature**2)
     return kl, difference.mul_(temperature)
 
 

@@ -81,7 +81,7 @@ class MultiTeacherKL(VoxelLoss):
     def voxel_loss(self, student: Tensor, teacher: Tensor, index: Tensor | None) -> Tensor:
         if self.sigmoid:
             return bernoulli_kl(student, teacher, self.temperature).mean(dim=1)
-        return softmax_kl(student, teacher, self.temperature, dim=1)
+        return softmax_kl(student, teacher, self.temperature)
 
     def extra_repr(self) -> str:
         return f"weights={self.weights!r}, sigmoid={self.sigmoid}, {super().extra_repr()}"

@@ -19,8 +19,7 @@ _LARGE_CHUNK = 2**24
 def position_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return ``temperature**2 * KL(softmax(teacher / temperature) || softmax(student / temperature))`` over space.
 
-    As :func:`monai_kd.losses.kl.softmax_kl` with ``dim=2``, but a row is never worked on as a whole, since one row of
-    a scan is larger than a cache.
+    A row is never worked on as a whole, since one row of a scan is larger than a cache.
 
     Args:
         student, teacher: maps of the same shape ``(B, C, P)`` in float32 or float64.

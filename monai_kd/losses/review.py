@@ -38,8 +38,7 @@ class KnowledgeReview(nn.Module):
         ValueError: levels out of range, lists of other lengths, or a pair whose shapes differ; names both.
 
     Source: Chen et al. 2021, "Distilling Knowledge via Knowledge Review", section 3.3. The published code decides by
-    the height alone which levels are used and pools to squares; the same on square maps. Pooling is linear, so the
-    difference is pooled here, once, instead of both features.
+    the height alone which levels are used and pools to squares; the same on square maps.
     """
 
     def __init__(self, levels: Sequence[int] = (4, 2, 1), reduction: str = "mean") -> None:
@@ -50,30 +49,30 @@ class KnowledgeReview(nn.Module):
     def forward(self, student: Features, teacher: Features) -> Tensor:
         pairs = level_pairs(student, teacher)
         _check_shapes(pairs)
-        values = torch.stack([self._stage(*pair) for pair in pairs]).sum(dim=0)
-        return values.mean() if self.reduction == "mean" else values
+        return torch.stack([self._stage(*pair) for pair in pairs]).sum(dim=0)
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, reduction={self.reduction!r}"
 
     def _stage(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the loss of each sample of one stage, ``(B,)``."""
+        """Return the loss of one stage, 0-d or of each sample, ``(B,)``."""
         with full_precision(student, teacher) as (own, target):
-            difference = own - target
-            total, weight, weights = _mean_square(difference), 1.0, 1.0
-            size = difference.shape[2:]
+            total, weight, weights = self._mean_square(own, target), 1.0, 1.0
+            size = own.shape[2:]
             for level in self.levels:
                 bins = [min(level, length) for length in size]
                 if bins == list(size):
                     continue
                 weight /= 2
                 weights += weight
-                total = total + weight * _mean_square(F.interpolate(difference, size=bins, mode="area"))
+                pooled = (F.interpolate(value, size=bins, mode="area") for value in (own, target))
+                total = total + weight * self._mean_square(*pooled)
             return total / weights
 
-
-def _mean_square(value: Tensor) -> Tensor:
-    return value.square().flatten(1).mean(dim=1)
+    def _mean_square(self, own: Tensor, target: Tensor) -> Tensor:
+        if self.reduction == "mean":  # keeps no difference for backward
+            return F.mse_loss(own, target)
+        return (own - target).square().flatten(1).mean(dim=1)
 
 
 def _check_shapes(pairs: list[tuple[Tensor, Tensor]]) -> None:

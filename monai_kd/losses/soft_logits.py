@@ -58,7 +58,7 @@ class SoftLogitKL(VoxelLoss):
     def voxel_loss(self, student: Tensor, teacher: Tensor, index: Tensor | None) -> Tensor:
         if self.standardize:
             student, teacher = standardize_logits(student), standardize_logits(teacher)
-        return softmax_kl(student, teacher, self.temperature, dim=1)
+        return softmax_kl(student, teacher, self.temperature)
 
 
 class SoftBernoulliKL(VoxelLoss):

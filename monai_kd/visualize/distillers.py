@@ -13,6 +13,7 @@ from monai_kd.visualize.statistics import (
     PairedDifference,
     PairRefused,
     Record,
+    _cpu_text,
     group_arms,
     paired_difference,
 )
@@ -151,7 +152,7 @@ def _read_steps(path: str | Path | None) -> dict[str, Any]:
             name: {key: float(entry[key]) for key in ("ms", "extra_ms", "ratio")}
             for name, entry in content["methods"].items()
         }
-        device = f"{content['device']['name']}, {int(content['device']['threads'])} threads"
+        device = _cpu_text(content["device"])
         known = {"rounds": int(content["rounds"]), "teacher_forward_ms": float(content["teacher_forward_ms"])}
         batch = " x ".join(str(int(length)) for length in content["batch"])
         return {**known, "methods": methods, "device": device, "batch": batch, "precision": str(content["precision"])}

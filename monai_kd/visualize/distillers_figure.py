@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai_kd.visualize.curves import _grid
 from monai_kd.visualize.distillers import ALONE, DISTILLERS_PROTOCOL, Study, method_label, study_of
@@ -22,8 +22,8 @@ _METHOD, _ALONE, _TEACHER, _RULE = "#0072b2", "#d55e00", "#4b5563", "#9ca3af"
 def distillers_figure(records: Iterable[Record], protocol: str = DISTILLERS_PROTOCOL) -> Figure:
     """Draw the test Dice of every seed of every method, in the order of the table.
 
-    A small dot is a seed, a large one the mean of several, an open one a method's only seed. The band is the mean ± SD
-    of the student alone, the broken line the teacher.
+    A dot is a seed, a bar the mean of several, an open dot a method's only seed. The band is the mean ± SD of the
+    student alone, the broken line the teacher.
 
     Raises:
         ValueError: no record of a distiller under this protocol.
@@ -68,11 +68,10 @@ def _draw_arm(axes: Axes, row: int, arm: Arm) -> None:
     if len(arm.records) == 1:
         axes.plot(values, [row] * len(values), "o", markersize=6, markerfacecolor="white", color=color, zorder=3)
         return
-    axes.plot(values, [row] * len(values), "o", markersize=4, color=color, alpha=0.45, markeredgewidth=0, zorder=2)
+    axes.plot(values, [row] * len(values), "o", markersize=5.5, color=color, alpha=0.6, markeredgewidth=0, zorder=3)
     if values:
-        axes.plot(
-            [sum(values) / len(values)], [row], "D", markersize=6.5, color=color, markeredgecolor="white", zorder=3
-        )
+        mean = sum(values) / len(values)
+        axes.plot([mean], [row], "|", markersize=14, markeredgewidth=2.2, color=color, zorder=2)
 
 
 def _legend(figure: Figure, study: Study) -> None:
@@ -80,12 +79,13 @@ def _legend(figure: Figure, study: Study) -> None:
 
     line, _ = optional_import("matplotlib.lines", name="Line2D")
     patch, _ = optional_import("matplotlib.patches", name="Patch")
-    entries = []
+    entries: list[Any] = []
     if any(len(arm.records) > 1 for arm in study.arms):
-        entries.append(line([], [], marker="o", linestyle="", markersize=4, color=_METHOD, alpha=0.45, label="a seed"))
-        entries.append(line([], [], marker="D", linestyle="", markersize=6.5, color=_METHOD, label="mean of seeds"))
+        entries.append(line([], [], marker="o", linestyle="", markersize=5.5, color=_METHOD, alpha=0.6, label="a seed"))
+        mean: dict[str, Any] = {"marker": "|", "markersize": 12, "markeredgewidth": 2.2, "linestyle": ""}
+        entries.append(line([], [], **mean, color=_METHOD, label="mean of seeds"))
     if study.single:
-        only = {"marker": "o", "markerfacecolor": "white", "linestyle": "", "markersize": 6}
+        only: dict[str, Any] = {"marker": "o", "markerfacecolor": "white", "linestyle": "", "markersize": 6}
         entries.append(line([], [], **only, color=_METHOD, label="only seed"))
     if study.alone:
         entries.append(patch(facecolor=_ALONE, alpha=0.3, label=f"{ALONE}, mean ± SD"))

@@ -7,7 +7,7 @@ No number in a README or a model card is typed: a document names the protocol it
 
 and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
 ``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters: ``exports``,
-``distillers``, ``loss_costs``.
+``distillers``, ``loss_costs``, ``noisy_labels``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.exports import exports_table
 from monai_kd.visualize.loss_costs import loss_costs_table
+from monai_kd.visualize.noisy_labels import noisy_labels_table
 from monai_kd.visualize.records import load_records
 from monai_kd.visualize.statistics import Record
 from monai_kd.visualize.tables import results_table
@@ -34,6 +35,7 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "exports": lambda folder, _records: exports_table(folder / "exports.json"),
     "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),
+    "noisy_labels": lambda folder, _records: noisy_labels_table(folder / "zoo" / "noisy_labels.json"),
 }
 
 
@@ -95,7 +97,9 @@ def _fill(text: str, records: Sequence[Record], path: Path, results_dir: Path) -
 def _marked_table(marker: re.Match[str], records: Sequence[Record], results_dir: Path, where: str) -> str:
     if special := _SPECIAL.get(marker["protocol"]):
         if marker["filters"]:
-            raise ValueError(f"{where}: the table '{marker['protocol']}' takes no filters, got '{marker['filters']}'")
+            raise ValueError(
+                f"{where}: the table '{marker['protocol']}' takes no filters, got '{marker['filters'].strip()}'"
+            )
         return special(results_dir, records)
     filters: dict[str, list[str]] = {}
     for item in marker["filters"].split():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_kd.visualize.statistics import _cpu_text
 from monai_kd.visualize.tables import NO_RESULTS
 
 __all__ = ["costs_markdown", "loss_costs_table"]
@@ -58,7 +59,7 @@ def _ratio(value: float) -> str:
 
 def _notes(record: Mapping[str, Any]) -> Iterator[str]:
     device = record["device"]
-    machine = device["name"] + ("" if device["type"] == "cuda" else f", {device['threads']} threads")
+    machine = _cpu_text(device) if device["type"] == "cpu" else device["name"]
     shapes = [
         f"{size} {on} {' x '.join(map(str, shape))}"
         for size, found in record["sizes"].items()

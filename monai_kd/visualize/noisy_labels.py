@@ -1,0 +1,57 @@
+"""The table of the task with wrong labels, from docs/results/zoo/noisy_labels.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_kd.visualize.statistics import mean_and_sd
+from monai_kd.visualize.tables import NO_RESULTS, NONE
+
+__all__ = ["noisy_labels_table"]
+
+_ALONE = "baseline"
+_TITLES = ("method", "seeds", "Dice %", "gain in points", "least gain", "seeds with a gain")
+
+
+def noisy_labels_table(record: str | Path) -> str:
+    """Return the Markdown table of what ``benchmarks/noisy_labels.py`` measured; a sentence if there is no record.
+
+    Args:
+        record: the JSON file: Dice in percent per method and seed, of the student alone (``baseline``), of the teacher.
+
+    Raises:
+        ValueError: the file is no such record; names the file.
+    """
+    path = Path(record)
+    if not path.is_file():
+        return NO_RESULTS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        lines = ["| " + " | ".join(row) + " |" for row in (_TITLES, ("---", *["---:"] * 5), *_rows(content))]
+        wrong = content["wrong_foreground_percent"]
+        note = f"- Labels of {wrong:.0f} % of the objects' pixels are wrong in training; scored on clean labels."
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"'{path}' is no record of noisy labels: {type(error).__name__}: {error}") from error
+    return "\n".join([*lines, "", note, "- Mean ± SD over seeds; gain over the student alone of the same seed."])
+
+
+def _rows(content: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    dice: Mapping[str, Sequence[float]] = content["dice_percent"]
+    if not (alone := dice[_ALONE]):
+        raise ValueError(f"'dice_percent.{_ALONE}' is empty")
+    yield "student alone", str(len(alone)), _text(alone), NONE, NONE, NONE
+    for method, values in dice.items():
+        if method == _ALONE:
+            continue
+        gains = [own - other for own, other in zip(values, alone, strict=True)]
+        won = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
+        yield method, str(len(values)), _text(values), _text(gains, "+"), f"{min(gains):+.1f}", won
+    yield "teacher", "1", f"{content['teacher_dice_percent']:.1f}", NONE, NONE, NONE
+
+
+def _text(values: Sequence[float], sign: str = "") -> str:
+    mean, sd = mean_and_sd(values)
+    return f"{mean:{sign}.1f}" + ("" if sd is None else f" ± {sd:.1f}")

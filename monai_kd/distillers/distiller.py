@@ -93,10 +93,10 @@ class Distiller(nn.Module):
         self.trained_teachers = nn.ModuleDict({} if freeze else teachers)
         self.terms = nn.ModuleDict(terms)
         self.cached = dict(cached or {})
-        pair_terms(terms, self.networks, input_shape)
+        measured = pair_terms(terms, self.networks, input_shape)
         self.taps = self._make_taps(taps or {})
         self._check_addresses()
-        build_adapters(terms, self.networks, self.taps, input_shape)
+        build_adapters(terms, self.networks, self.taps, input_shape, measured)
         self.read_teachers = self._find_read_teachers()
         for teacher in self.frozen_teachers.values():
             teacher.eval()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from monai_kd.distillers.stages import Stage, feature_shapes, network_stages
+from monai_kd.distillers.stages import Stage, feature_shapes, measured_stages
 from monai_kd.distillers.taps import FeatureTaps
 from monai_kd.distillers.term import Term
 
@@ -26,18 +26,25 @@ def pair_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tupl
     return [(k, min(numbers, key=lambda n, own=own: _distance(own, teacher[n]))) for k, own in enumerate(student)]  # type: ignore[misc]
 
 
-def pair_terms(terms: Mapping[str, Term], networks: Mapping[str, nn.Module], input_shape: Sequence[int] | None) -> None:
+def pair_terms(
+    terms: Mapping[str, Term], networks: Mapping[str, nn.Module], input_shape: Sequence[int] | None
+) -> dict[str, torch.Size]:
     """Replace the ``*`` in the addresses of terms by stages, paired where both sides of a term have one.
+
+    Returns:
+        The shape of every view that was measured for it, by address.
 
     Raises:
         ValueError: no ``input_shape``, a ``*`` on one side only, or one that matches no stage; names the term.
     """
     patterns = {name: term for name, term in terms.items() if any("*" in address for address in term.addresses)}
     if not patterns:
-        return
+        return {}
     if input_shape is None:
         raise ValueError(f"terms {list(patterns)} read stages by '*': give input_shape, e.g. [1, C, *patch_size]")
-    stages = {name: network_stages(network, input_shape) for name, network in networks.items()}
+    read = _owners(patterns.values())
+    measured = {name: measured_stages(network, input_shape) for name, network in networks.items() if name in read}
+    stages = {name: found for name, (found, _) in measured.items()}
     for name, term in patterns.items():
         sides = [[side] if isinstance(side, str) else side for side in (term.student, term.target)]
         if not all(any("*" in address for address in side) for side in sides):
@@ -52,6 +59,7 @@ def pair_terms(terms: Mapping[str, Term], networks: Mapping[str, nn.Module], inp
         pairs = pair_stages(list(student.values()), list(target.values()))
         term.student = [list(student)[own] for own, _ in pairs]
         term.target = [list(target)[other] for _, other in pairs]
+    return {f"{name}/{view}": shape for name, (_, shapes) in measured.items() for view, shape in shapes.items()}
 
 
 def build_adapters(
@@ -59,8 +67,12 @@ def build_adapters(
     networks: Mapping[str, nn.Module],
     taps: Mapping[str, FeatureTaps],
     input_shape: Sequence[int] | None,
+    known: Mapping[str, torch.Size],
 ) -> None:
     """Give lazy adapters their weights, from the shapes of one forward pass; random numbers go on as without them.
+
+    Args:
+        known: shapes that were measured before, by address; a network all of whose views are known does not run.
 
     Raises:
         ValueError: no ``input_shape``, or features that an adapter cannot bring together; names the term.
@@ -73,11 +85,12 @@ def build_adapters(
             f"adapters of the terms {list(lazy)} take their shapes from the features they meet: give input_shape, "
             "e.g. [1, C, *patch_size]"
         )
-    shapes = {
-        f"{name}/{view}": shape
-        for name, network in networks.items()
-        for view, shape in feature_shapes(network, taps[name], input_shape).items()
-    }
+    shapes = dict(known)
+    unknown = _owners(lazy.values(), without=shapes)
+    for name, network in networks.items():
+        if name in unknown:
+            found = feature_shapes(network, taps[name], input_shape)
+            shapes.update({f"{name}/{view}": shape for view, shape in found.items()})
     with torch.random.fork_rng():  # data and other terms draw what they would draw without this one
         for name, term in lazy.items():
             sides = [side if isinstance(side, list) else [side] for side in (term.student, term.target)]
@@ -87,6 +100,11 @@ def build_adapters(
                 term.build(shapes)
             except ValueError as error:
                 raise ValueError(f"adapter of term '{name}': {error}") from error
+
+
+def _owners(terms: Iterable[Term], without: Container[str] = ()) -> set[str]:
+    """Return the networks whose views terms read, leaving out some addresses."""
+    return {address.partition("/")[0] for term in terms for address in term.addresses if address not in without}
 
 
 def _matching(addresses: Sequence[str], stages: Mapping[str, Sequence[Stage]]) -> dict[str, Stage]:

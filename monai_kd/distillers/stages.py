@@ -39,11 +39,15 @@ def network_stages(network: nn.Module, input_shape: Sequence[int]) -> list[Stage
         network: one that :func:`~monai_kd.distillers.stage_paths` knows; any other has no stages.
         input_shape: of an image, ``(B, C, *spatial)``.
     """
+    return measured_stages(network, input_shape)[0]
+
+
+def measured_stages(network: nn.Module, input_shape: Sequence[int]) -> tuple[list[Stage], dict[str, torch.Size]]:
+    """Return the stages, and the shapes of their features and of the ``logits``, from one forward pass."""
     paths = stage_paths(network)
-    if not paths:
-        return []
     shapes = feature_shapes(network, FeatureTaps(network, list(paths)), input_shape)
-    return [Stage(name, path, shapes[name], _stride(input_shape, shapes[name])) for name, path in paths.items()]
+    stages = [Stage(name, path, shapes[name], _stride(input_shape, shapes[name])) for name, path in paths.items()]
+    return stages, shapes
 
 
 def feature_shapes(network: nn.Module, taps: FeatureTaps, input_shape: Sequence[int]) -> dict[str, torch.Size]:

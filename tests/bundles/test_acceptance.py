@@ -33,7 +33,7 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 
 from monai_kd.data import case_id
-from monai_kd.handlers import named_scalars
+from monai_kd.handlers import raw_scalars
 from monai_kd.handlers.provenance import file_sha256
 
 HERE = Path(__file__).parent
@@ -320,7 +320,7 @@ def two_steps(flow: ConfigWorkflow) -> dict[str, float]:
     start, numbers = kernels(network), {}
 
     def keep(engine: Engine) -> None:
-        for name, value in named_scalars(engine.state.output).items():
+        for name, value in raw_scalars(engine.state.output).items():
             numbers[f"{name}_{engine.state.iteration}"] = value
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, keep)

@@ -21,6 +21,10 @@ from monai.bundle.properties import InferProperties, TrainProperties
 
 from monai_kd.distillers import Distiller
 
+# the overlays that swap the distillation method, by name; tests/bundles/test_distillers.py lists them one by one
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "student" / "configs"
+DISTILLERS = sorted(path.stem for path in (CONFIGS / "distillers").iterdir())
+
 # what each bundle ships, and every combination of files that its documents name
 FILES = {
     "teacher": [
@@ -34,6 +38,7 @@ FILES = {
     ],
     "student": [
         "baseline.yaml",
+        *(f"distillers/{name}.yaml" for name in DISTILLERS),
         "evaluate.yaml",
         "infer.json",
         "inference.yaml",
@@ -53,6 +58,9 @@ COMBINATIONS = [
     ("student", ("train.yaml", "evaluate.yaml")),
     ("student", ("train.yaml", "multi_gpu_train.yaml")),
     ("student", ("inference.yaml",)),
+    *(("student", ("train.yaml", f"distillers/{name}.yaml")) for name in DISTILLERS),
+    ("student", ("train.yaml", "distillers/kd.yaml", "distillers/at.yaml")),
+    ("student", ("train.yaml", "distillers/review.yaml", "multi_gpu_train.yaml")),
 ]
 YAML_FILES = [(bundle, name) for bundle, names in FILES.items() for name in names if name.endswith(".yaml")]
 NUMERIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
@@ -77,12 +85,16 @@ METADATA_KEYS = {
 @pytest.fixture(scope="module")
 def folder(repository: Path, bundles: list[Path]) -> Path:
     """``bundles/``; the tables above must list exactly what is in it."""
-    found = {
-        path.name: sorted(item.name for item in (path / "configs").iterdir() if item.suffix != ".conf")
-        for path in bundles
-    }
+    found = {path.name: config_files(path / "configs") for path in bundles}
     assert found == FILES
+    assert len(DISTILLERS) >= 15
     return repository / "bundles"
+
+
+def config_files(folder: Path) -> list[str]:
+    """The configuration files below a folder, by their names in it."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".conf")
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -318,6 +330,42 @@ def test_baseline_changes_the_method_and_nothing_else(folder):
     assert baseline == expected
 
 
+@pytest.mark.parametrize("name", DISTILLERS)
+def test_a_distiller_changes_the_method_and_nothing_else(folder, name):
+    """Data, validation, schedule and optimizer stay as they are: that is what makes the comparison fair."""
+    train, other = (merged(folder, "student", ("train.yaml", *more)) for more in ((), (f"distillers/{name}.yaml",)))
+    assert train.keys() == other.keys()
+    changed = {key for key in train if train[key] != other[key]}
+    allowed = {"method", "terms", "schedules"}
+    if name == "self":  # its teacher is the student's own average, which a handler moves
+        allowed |= {"distiller_def", "train"}
+        *handlers, last = other["train"].pop("handlers")
+        assert handlers == train["train"].pop("handlers")
+        assert last["_target_"] == "monai_kd.handlers.EMATeacher"
+        assert other["train"] == train["train"]
+    assert {"method", "terms"} <= changed <= allowed
+    assert other["method"] == name
+    assert other["terms"]["seg"] == train["terms"]["seg"]
+    assert other["terms"]["soft"] == {**train["terms"]["soft"], "_disabled_": True}
+    own = other["terms"].keys() - train["terms"].keys()
+    assert own
+    assert train["schedules"] == {}
+    assert set(other["schedules"]) <= own, "a schedule of a term that is not there"
+
+
+def test_distillers_combine_to_the_sum_of_their_terms(folder, workflow):
+    names = ("train.yaml", "distillers/kd.yaml", "distillers/at.yaml")
+    config = merged(folder, "student", names)
+    apart = [merged(folder, "student", ("train.yaml", f"distillers/{name}.yaml")) for name in ("kd", "at")]
+    for key in ("terms", "schedules"):
+        assert config[key] == {**apart[0][key], **apart[1][key]}
+    assert config["method"] == "at", "the last file names the run; --method kd_at says more"
+    flow = workflow(folder / "student", names)
+    assert set(flow.parser.get_parsed_content("distiller").terms) == {"seg", "kd", "at"}
+    handler = flow.parser.get_parsed_content("train::handlers::1")
+    assert set(handler.schedules) == {"kd", "at"}
+
+
 def test_the_baseline_is_a_distiller_without_teachers_and_one_term(folder, workflow):
     weights = {name: term["weight"] for name, term in merged(folder, "student", ("train.yaml",))["terms"].items()}
     both = {}
@@ -372,6 +420,8 @@ RUN_LISTS = {"imports", "initialize", "run", "finalize"}
 UNUSED_BY_DESIGN = {
     # the overlay cuts the teacher off by `distiller_def::teachers: {}`, which nothing else refers to
     ("student", ("train.yaml", "baseline.yaml")): {"teacher"},
+    # the same by a distiller that has no teacher
+    ("student", ("train.yaml", "distillers/self.yaml")): {"teacher"},
 }
 
 

@@ -170,7 +170,7 @@ def test_an_unknown_id_of_an_overlay_in_a_subfolder_is_a_warning(bundle):
 
 
 def test_a_combination_of_overlays_that_the_card_names_is_evaluated(bundle):
-    both = "configs/train.yaml','configs/distillers/kd.yaml','configs/distillers/at.yaml"
+    both = "configs/train.yaml','configs/distillers/kd.yaml','configs/distillers/cwd.yaml"
     (bundle / "docs" / "README.md").write_text(f"monai.bundle run --config_file \"['{both}']\"\n")
     fine = {finding.where for finding in diagnose(bundle) if finding.level == "ok"}
     assert both.replace("','", " + ") in fine

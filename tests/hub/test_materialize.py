@@ -166,6 +166,8 @@ def made_from_overlay(
     name = "configs/distillers/review.yaml"
     shutil.copyfile(repository / "bundles" / "student" / name, bundle / name)
     run = train(bundle, phantoms, "distillers/review.yaml")
+    names = ("train.yaml", "distillers/review.yaml")  # the command line records them, Python code does not
+    change_json(run / "run.json", config_files=[str(bundle / "configs" / file) for file in names])
     return run, materialize_run(run, root / "reviewed")
 
 
@@ -189,7 +191,7 @@ def test_the_other_overlays_still_stand_for_their_methods_alone(made_from_overla
     assert {path.name for path in (made / "configs" / "distillers").iterdir()} == {*OVERLAYS, "review.yaml"}
     for name in ("evaluate.yaml", "multi_gpu_train.yaml", "distillers/review.yaml"):
         assert (made / "configs" / name).read_bytes() == (base / name).read_bytes(), name
-    active = {"baseline.yaml": {"seg"}, "distillers/kd.yaml": {"seg", "kd"}, "distillers/at.yaml": {"seg", "at"}}
+    active = {"baseline.yaml": {"seg"}, "distillers/kd.yaml": {"seg", "kd"}, "distillers/cwd.yaml": {"seg", "cwd"}}
     for name, expected in active.items():
         parser = ConfigParser()
         parser.read_config([str(made / "configs" / file) for file in ("train.yaml", name)])

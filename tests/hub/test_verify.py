@@ -184,8 +184,8 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "duplicate key in a subfolder": (
         "yaml",
-        in_file("configs/distillers/at.yaml", "method: at", "method: at\nmethod: other"),
-        "configs/distillers/at.yaml gives the key 'method' twice",
+        in_file("configs/distillers/cwd.yaml", "method: cwd", "method: cwd\nmethod: other"),
+        "configs/distillers/cwd.yaml gives the key 'method' twice",
     ),
     "card names a missing overlay": (
         "files",

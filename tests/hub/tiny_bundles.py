@@ -20,7 +20,7 @@ from monai_kd.hub.shared_blocks import infer_json
 
 __all__ = ["OVERLAYS", "change_json", "command", "replace", "tiny_student"]
 
-OVERLAYS = ("at.yaml", "kd.yaml")  # of the distillers: each check of a bundle evaluates every one
+OVERLAYS = ("cwd.yaml", "kd.yaml")  # of the distillers: each check of a bundle evaluates every one
 
 
 def tiny_student(repository: Path, root: Path) -> Path:

@@ -271,7 +271,9 @@ def test_one_channel_without_background_is_refused():
 
 
 def test_other_channels_are_refused_with_both_shapes():
-    with pytest.raises(ValueError, match=r"\(1, 3, 2, 2\) and teacher features \(1, 1, 2, 2\) differ in their channels"):
+    with pytest.raises(
+        ValueError, match=r"\(1, 3, 2, 2\) and teacher features \(1, 1, 2, 2\) differ in their channels"
+    ):
         ChannelWiseKL()(STUDENT, TEACHER_ONE)
 
 

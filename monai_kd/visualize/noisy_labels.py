@@ -13,7 +13,19 @@ from monai_kd.visualize.tables import NO_RESULTS, NONE
 __all__ = ["noisy_labels_table"]
 
 _ALONE = "baseline"
-_TITLES = ("method", "seeds", "Dice %", "gain in points", "least gain", "seeds with a gain")
+_NOTE = (
+    "- Mean ± SD over seeds; gain over the student alone of the same seed. What an untrained teacher brings is "
+    "regularization, not knowledge."
+)
+_TITLES = (
+    "method",
+    "seeds",
+    "Dice %",
+    "gain in points",
+    "least gain",
+    "seeds with a gain",
+    "gain with an untrained teacher",
+)
 
 
 def noisy_labels_table(record: str | Path) -> str:
@@ -30,26 +42,31 @@ def noisy_labels_table(record: str | Path) -> str:
         return NO_RESULTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        lines = ["| " + " | ".join(row) + " |" for row in (_TITLES, ("---", *["---:"] * 5), *_rows(content))]
+        lines = ["| " + " | ".join(row) + " |" for row in (_TITLES, ("---", *["---:"] * 6), *_rows(content))]
         wrong = content["wrong_foreground_percent"]
         note = f"- Labels of {wrong:.0f} % of the objects' pixels are wrong in training; scored on clean labels."
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"'{path}' is no record of noisy labels: {type(error).__name__}: {error}") from error
-    return "\n".join([*lines, "", note, "- Mean ± SD over seeds; gain over the student alone of the same seed."])
+    return "\n".join([*lines, "", note, _NOTE])
 
 
 def _rows(content: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     dice: Mapping[str, Sequence[float]] = content["dice_percent"]
     if not (alone := dice[_ALONE]):
         raise ValueError(f"'dice_percent.{_ALONE}' is empty")
-    yield "student alone", str(len(alone)), _text(alone), NONE, NONE, NONE
+    yield "student alone", str(len(alone)), _text(alone), NONE, NONE, NONE, NONE
     for method, values in dice.items():
         if method == _ALONE:
             continue
-        gains = [own - other for own, other in zip(values, alone, strict=True)]
+        gains = _gains(dice, method)
         won = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
-        yield method, str(len(values)), _text(values), _text(gains, "+"), f"{min(gains):+.1f}", won
-    yield "teacher", "1", f"{content['teacher_dice_percent']:.1f}", NONE, NONE, NONE
+        control = _text(_gains(content["untrained_teacher_dice_percent"], method), "+")
+        yield method, str(len(values)), _text(values), _text(gains, "+"), f"{min(gains):+.1f}", won, control
+    yield "teacher", "1", f"{content['teacher_dice_percent']:.1f}", NONE, NONE, NONE, NONE
+
+
+def _gains(dice: Mapping[str, Sequence[float]], method: str) -> list[float]:
+    return [own - other for own, other in zip(dice[method], dice[_ALONE], strict=True)]
 
 
 def _text(values: Sequence[float], sign: str = "") -> str:

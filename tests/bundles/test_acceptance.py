@@ -33,8 +33,8 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 
 from monai_kd.data import case_id
-from monai_kd.handlers import raw_scalars
 from monai_kd.handlers.provenance import file_sha256
+from monai_kd.handlers.scalars import raw_scalars
 
 HERE = Path(__file__).parent
 BUNDLES = sorted(path.name for path in (HERE.parents[1] / "bundles").glob("[!_]*") if path.is_dir())

@@ -323,6 +323,7 @@ def noisy(tmp_path: Path) -> Path:
         "wrong_foreground_percent": 41.7,
         "teacher_dice_percent": 95.04,
         "dice_percent": {"baseline": [60.0, 62.0, 64.0], "kd": [70.0, 61.0, 70.0]},
+        "untrained_teacher_dice_percent": {"baseline": [60.0, 62.0, 64.0], "kd": [61.0, 62.0, 63.0]},
     }
     path = tmp_path / "zoo" / "noisy_labels.json"
     path.parent.mkdir()
@@ -336,9 +337,9 @@ def test_gains_under_wrong_labels_by_hand(noisy):
     text = path.read_text(encoding="utf-8")
     # gains 10, -1, 6: mean 5, SD sqrt((25 + 36 + 1) / 2) = 5.57
     assert rows(text) == {
-        "student alone": ["student alone", "3", "62.0 ± 2.0", "-", "-", "-"],
-        "kd": ["kd", "3", "67.0 ± 5.2", "+5.0 ± 5.6", "-1.0", "2 of 3"],
-        "teacher": ["teacher", "1", "95.0", "-", "-", "-"],
+        "student alone": ["student alone", "3", "62.0 ± 2.0", "-", "-", "-", "-"],
+        "kd": ["kd", "3", "67.0 ± 5.2", "+5.0 ± 5.6", "-1.0", "2 of 3", "+0.0 ± 1.0"],
+        "teacher": ["teacher", "1", "95.0", "-", "-", "-", "-"],
     }
     assert "Labels of 42 % of the objects' pixels are wrong" in text
 

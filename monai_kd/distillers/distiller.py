@@ -50,7 +50,7 @@ class Distiller(nn.Module):
     A network with deep supervision gives its full-resolution head as ``logits`` and the others, in its order, as
     ``logits_1``, ``logits_2``, ...; terms give each the weight they like.
 
-    A term may read several stages at once, and ``*`` stands for stages: where both sides of a term hold one, each of
+    A term may read several stages at once, and ``*`` stands for stages: where the target holds one, each of
     the student's stages meets the teacher's of the nearest stride (:func:`~monai_kd.distillers.pair_stages`). For that,
     and for adapters that take channels and sizes from the features they meet, all networks run once on ``input_shape``.
 
@@ -137,14 +137,23 @@ class Distiller(nn.Module):
         if cached.keys() != self.cached.keys():
             raise ValueError(f"cached views {sorted(cached)} were given, {sorted(self.cached)} are declared")
         views = self.views(plain_tensor(image), label, **cached)
-        values = self.term_values(views)
-        weighted = {name: self.terms[name].scale * value for name, value in values.items()}  # type: ignore[operator]
+        values = self.term_values(views, skip_unused=True)
+        weighted = {name: _scaled(self.terms[name], value) for name, value in values.items()}
         loss = torch.stack(list(weighted.values())).sum()
         return DistillOutput(views["student/logits"], loss, _detached(values), _detached(weighted))
 
-    def term_values(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the unweighted value of each term on the views of a batch, 0-d, with its gradient."""
-        return {name: self._value(name, term, views) for name, term in self.terms.items()}
+    def term_values(self, views: Mapping[str, Tensor], skip_unused: bool = False) -> dict[str, Tensor]:
+        """Return the unweighted value of each term on the views of a batch, 0-d, with its gradient.
+
+        Args:
+            views: as :meth:`views` gives them.
+            skip_unused: leave out the gradient of terms that are multiplied by 0 and have no weights of their own.
+        """
+        values = {}
+        for name, term in self.terms.items():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not (skip_unused and _is_unused(term))):
+                values[name] = self._value(name, term, views)
+        return values
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -225,6 +234,15 @@ class Distiller(nn.Module):
     def _suggestions(self, known: list[str]) -> list[str]:
         stages = [f"{name}/{stage}" for name, network in self.networks.items() for stage in stage_paths(network)]
         return list(dict.fromkeys([*known, *stages]))
+
+
+def _is_unused(term: Any) -> bool:
+    """Tell whether a term only shows up in the log; DDP wants a gradient for weights, be it 0."""
+    return term.scale == 0 and not any(parameter.requires_grad for parameter in term.parameters())
+
+
+def _scaled(term: Any, value: Tensor) -> Tensor:
+    return torch.zeros_like(value) if _is_unused(term) else term.scale * value  # 0 times nan is nan
 
 
 def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -29,13 +29,14 @@ def pair_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tupl
 def pair_terms(
     terms: Mapping[str, Term], networks: Mapping[str, nn.Module], input_shape: Sequence[int] | None
 ) -> dict[str, torch.Size]:
-    """Replace the ``*`` in the addresses of terms by stages, paired where both sides of a term have one.
+    """Replace the ``*`` in the addresses of terms by stages: to each of the student's the nearest of the target's.
 
     Returns:
         The shape of every view that was measured for it, by address.
 
     Raises:
-        ValueError: no ``input_shape``, a ``*`` on one side only, or one that matches no stage; names the term.
+        ValueError: no ``input_shape``, a ``*`` on the student's side only or one that matches no stage, or tokens;
+            names the term.
     """
     patterns = {name: term for name, term in terms.items() if any("*" in address for address in term.addresses)}
     if not patterns:
@@ -47,15 +48,19 @@ def pair_terms(
     stages = {name: found for name, (found, _) in measured.items()}
     for name, term in patterns.items():
         sides = [[side] if isinstance(side, str) else side for side in (term.student, term.target)]
-        if not all(any("*" in address for address in side) for side in sides):
+        if not any("*" in address for address in sides[1]):
             raise ValueError(
-                f"term '{name}' has a '*' on one side only, student {term.student!r} and target {term.target!r}: "
-                "stages are paired where both have one"
+                f"term '{name}' has a '*' on the student's side only, student {term.student!r} and target "
+                f"{term.target!r}: the target's stages are found by its '*'"
             )
         try:
             student, target = (_matching(side, stages) for side in sides)
         except ValueError as error:
             raise ValueError(f"term '{name}': {error}") from None
+        if tokens := [address for address, stage in (*student.items(), *target.items()) if not stage.stride]:
+            raise ValueError(
+                f"term '{name}': {tokens} are tokens without a stride; name them, with the adapter TokensToMap"
+            )
         pairs = pair_stages(list(student.values()), list(target.values()))
         term.student = [list(student)[own] for own, _ in pairs]
         term.target = [list(target)[other] for _, other in pairs]

@@ -53,12 +53,12 @@ def measured_stages(network: nn.Module, input_shape: Sequence[int]) -> tuple[lis
 def feature_shapes(network: nn.Module, taps: FeatureTaps, input_shape: Sequence[int]) -> dict[str, torch.Size]:
     """Return the shape of each tapped feature and of the ``logits``, from one forward pass on zeros."""
     parameter = next(network.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    image = torch.zeros(tuple(input_shape)) if parameter is None else parameter.new_zeros(tuple(input_shape))
     modes = {module: module.training for module in network.modules()}
     network.eval()  # batch statistics stay as they are
     try:
         with torch.no_grad(), taps as features:
-            output = network(torch.zeros(tuple(input_shape), device=device))
+            output = network(image)
     finally:
         for module, mode in modes.items():
             module.training = mode

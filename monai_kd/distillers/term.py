@@ -30,8 +30,8 @@ class Term(nn.Module):
             if the batch has a label.
         student: address of the learning tensor, e.g. ``student/logits`` or ``student/bottleneck``. A list of addresses
             hands lists of tensors to adapter and loss; ``*`` stands for stages (``student/decoder_*``).
-        target: address or list to meet, e.g. ``label``, ``teacher/logits``, ``[t1/logits, t2/logits]``. Where both
-            sides hold a ``*``, the distiller pairs the stages by stride.
+        target: address or list to meet, e.g. ``label``, ``teacher/logits``, ``[t1/logits, t2/logits]``. Where the
+            target holds a ``*``, the distiller finds the stage of the nearest stride for each of the student's.
         weight: finite factor of this term in the sum; 0 keeps the term in the log without a gradient.
         adapter: optional module applied to the student's side first, as ``adapter(student)``, or
             ``adapter(student, target)`` if its forward declares ``target`` (e.g. a 1x1 convolution to the teacher's

@@ -7,6 +7,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
+from torch import nn
 
 from monai_kd.distillers.self_distiller import SelfDistiller
 
@@ -23,7 +24,7 @@ class EMATeacher:
     statistics differ between processes, unless they are synchronized (``SyncBatchNorm``).
 
     Args:
-        distiller: whose average to move; not wrapped by DDP.
+        distiller: the :class:`SelfDistiller` (or its DDP wrapper) whose average to move.
         momentum: 0 to 1, the share of the average that each step keeps: one number, or first and last. 0.999 averages
             over about the last 1000 steps.
 
@@ -34,10 +35,11 @@ class EMATeacher:
     Ignite's ``EMAHandler`` keeps an average of its own, which no term could read.
     """
 
-    def __init__(self, distiller: SelfDistiller, momentum: float | Sequence[float] = (0.99, 0.999)) -> None:
-        if not isinstance(distiller, SelfDistiller):
+    def __init__(self, distiller: nn.Module, momentum: float | Sequence[float] = (0.99, 0.999)) -> None:
+        inner = getattr(distiller, "module", distiller)
+        if not isinstance(inner, SelfDistiller):
             raise TypeError(f"EMATeacher needs a SelfDistiller, got {type(distiller).__name__}")
-        self.distiller = distiller
+        self.distiller = inner
         self.momentum = _first_and_last(momentum)
 
     def attach(self, engine: Engine) -> None:

@@ -247,9 +247,15 @@ def _class_name(entry: Any) -> str:
 
 
 def _supervised_terms(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the terms that compare with the label: both arms of a fair comparison must have the same."""
-    terms = {name: term for name, term in config.get("terms", {}).items() if isinstance(term, dict)}
-    return {name: term for name, term in terms.items() if term.get("target", "label") == "label"}
+    """Return the terms that compare with the label, with their schedules: both arms need the same to be compared."""
+    schedules = config.get("schedules") or {}
+    found = {}
+    for name, term in config.get("terms", {}).items():
+        targets = term.get("target", "label") if isinstance(term, dict) else None
+        if targets == "label" or (isinstance(targets, list) and "label" in targets):
+            schedule = schedules.get(name) if isinstance(schedules, dict) else None
+            found[name] = {**term, "schedule": schedule} if schedule else term
+    return found
 
 
 def _number(value: float | None) -> float | None:

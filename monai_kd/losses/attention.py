@@ -70,7 +70,8 @@ def _unit_length(energy: Tensor) -> Tensor:
     energy = energy.flatten(1)
     # the length does not depend on the scale; near 1 its squares neither overflow nor vanish
     largest = energy.detach().amax(dim=1, keepdim=True)
-    return F.normalize(energy / torch.where(largest > 0, largest, 1.0), dim=1, eps=1e-12)
+    some = largest > 0
+    return F.normalize(energy / torch.where(some, largest, 1.0), dim=1, eps=1e-12) * some  # none: no gradient either
 
 
 class _Energy(torch.autograd.Function):
@@ -89,7 +90,7 @@ class _Energy(torch.autograd.Function):
         scale = gradient * (ctx.p / feature.shape[1])
         if ctx.p == 2:
             return feature * scale, None
-        return feature.abs().pow_(ctx.p - 1).copysign_(feature).mul_(scale), None
+        return feature.abs().pow_(ctx.p - 1).mul_(feature.sign()).mul_(scale), None
 
 
 def _channel_mean(feature: Tensor, p: float) -> Tensor:

@@ -19,7 +19,11 @@ _INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}
 def full_precision(student: Tensor, teacher: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield both tensors in at least float32, the teacher without its graph, with autocast switched off."""
     with torch.autocast(student.device.type, enabled=False):
-        yield widen(student), widen(teacher.detach())
+        yield widen(_plain(student)), widen(_plain(teacher).detach())
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.as_tensor() if hasattr(value, "as_tensor") else value
 
 
 def widen(value: Tensor) -> Tensor:
@@ -84,7 +88,7 @@ def resize_index(index: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
     if index.shape[1:] == size:
         return index
     # nearest-exact: voxel centers, as the linear interpolation of the logits
-    return F.interpolate(index[:, None].double(), size=size, mode="nearest-exact")[:, 0].long()
+    return F.interpolate(index[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
 
 
 def reduce_voxels(values: Tensor, weight: Tensor | None, reduction: str, channels: int) -> Tensor:

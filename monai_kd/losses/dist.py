@@ -26,7 +26,8 @@ class CorrelationDistillation(nn.Module):
     with centered moments. There is no choice of reduction: intra is one number per batch.
 
     Args:
-        beta: weight of inter, >= 0. Over two classes a correlation is 1 or -1: inter is then a step with no gradient.
+        beta: weight of inter, >= 0. Over two classes a correlation is 1 or -1, a step with no gradient: inter is left
+            out (warned once), unless ``gamma`` is 0.
         gamma: weight of intra, >= 0.
         temperature: softening factor, > 0, no unit.
         sigmoid: channels are independent foregrounds, also a single one: intra per channel, and no inter.
@@ -79,7 +80,8 @@ class CorrelationDistillation(nn.Module):
         with full_precision(student_logits, teacher_logits) as (student, teacher):
             student = resize(student, teacher.shape[2:])
             valid = self._valid(label, teacher)
-            beta = 0.0 if self.sigmoid else self.beta
+            # of two classes inter has no gradient: it would only add a step to the value
+            beta = 0.0 if self.sigmoid or (student.shape[1] == 2 and self.gamma) else self.beta
             world = _world_size() if self.sync and self.training else 1
             settings = Settings(beta, self.gamma, self.temperature, self.sigmoid, world)
             return correlation_loss(student, teacher, valid, settings)
@@ -101,7 +103,8 @@ class CorrelationDistillation(nn.Module):
             reason = (
                 "sigmoid channels are compared by intra alone, so beta has no effect"
                 if self.sigmoid
-                else "over two classes a correlation is 1 or -1, so inter has a value but no gradient; beta=0 drops it"
+                else "over two classes a correlation is 1 or -1: inter has no gradient"
+                + (", it is left out" if self.gamma else "")
             )
             warnings.warn(f"CorrelationDistillation: {reason}", stacklevel=3)
 

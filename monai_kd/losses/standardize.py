@@ -6,15 +6,16 @@ from torch import Tensor
 
 __all__: list[str] = []
 
-_EPS = 1e-7
+_EPS = 1e-7  # of the paper
+# least standard deviation: logits that agree to a hundredth say nothing, and their gradient would be without bound
+_FLOOR = 1e-2
 
 
 def standardize_logits(logits: Tensor) -> Tensor:
-    """Return ``(logits - mean) / (std + 1e-7)`` over the classes, std with n - 1: ``(B, C, *spatial)`` as given."""
+    """Return ``(logits - mean) / (std + 1e-7)`` over the classes, std with n - 1 and at least 0.01; same shape."""
     centered = logits - logits.mean(dim=1, keepdim=True)
-    # the root of a clamped variance: the gradient of std() is NaN where all logits of a voxel agree
     variance = centered.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1)
-    return centered / (variance.clamp_min(_EPS**2).sqrt() + _EPS)
+    return centered / (variance.clamp_min(_FLOOR**2).sqrt() + _EPS)
 
 
 def check_standardizable(classes: int) -> None:

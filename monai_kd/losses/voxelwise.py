@@ -75,6 +75,7 @@ class VoxelLoss(nn.Module):
         with full_precision(student_logits, teacher_logits) as (student, teacher):
             student, teacher, index = self.common_grid(student, teacher, self._index(label, teacher))
             weight = self._weight(teacher, index)
+            student, teacher = self._without_ignored(student, teacher, index)
             values = self.voxel_loss(student, teacher, index)
             return reduce_voxels(values, weight, self.reduction, student.shape[1])
 
@@ -106,6 +107,15 @@ class VoxelLoss(nn.Module):
         if self.sigmoid and label.shape[1] == like.shape[1] > 1 and label.ndim == like.ndim:
             return foreground_index(label, self.ignore_index)
         return class_index(label, like)
+
+    def _without_ignored(self, student: Tensor, teacher: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Clear voxels to ignore: what is not finite there must not reach a gradient."""
+        if index is None or self.ignore_index is None:
+            return student, teacher
+        ignored = (index == self.ignore_index).unsqueeze(1)
+        if ignored.device.type == "cpu" and not ignored.any():  # elsewhere the question costs more than the copies
+            return student, teacher
+        return student.masked_fill(ignored, 0.0), teacher.masked_fill(ignored, 0.0)
 
     def _weight(self, teacher: Tensor, index: Tensor | None) -> Tensor | None:
         weight = None

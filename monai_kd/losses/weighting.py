@@ -96,7 +96,8 @@ def _boundary(classes: Tensor) -> Tensor:
     edge = torch.zeros_like(classes, dtype=torch.bool)
     for axis in range(1, classes.ndim):
         length = classes.shape[axis] - 1
-        differs = classes.narrow(axis, 0, length) != classes.narrow(axis, 1, length)
+        here, there = classes.narrow(axis, 0, length), classes.narrow(axis, 1, length)
+        differs = (here != there) & (here >= 0) & (there >= 0)  # the edge of an ignored region is no boundary
         edge.narrow(axis, 0, length).logical_or_(differs)
         edge.narrow(axis, 1, length).logical_or_(differs)
     return edge
@@ -134,7 +135,8 @@ class TeacherErrorGate(nn.Module):
     """Trust the teacher where it is right, or as far as it is sure.
 
     Args:
-        by: ``label``: 1 where the teacher's segmentation agrees with the label, else 0. ``confidence``: one minus the
+        by: ``label``: 1 where the teacher's segmentation agrees with the label, else 0 (with sigmoid channels: whether
+            both see any foreground). ``confidence``: one minus the
             entropy of its probabilities over its maximum, 0 to 1; needs no label.
     """
 
@@ -149,7 +151,8 @@ class TeacherErrorGate(nn.Module):
             return confidence(teacher, exclusive)
         if index is None:
             raise ValueError("TeacherErrorGate(by='label') got no label; give one, or by='confidence'")
-        return (teacher_index(teacher, exclusive) == index).to(teacher.dtype)
+        known = index if exclusive else torch.where(index < 0, index, (index > 0).long())
+        return (teacher_index(teacher, exclusive) == known).to(teacher.dtype)
 
 
 def confidence(logits: Tensor, exclusive: bool = True) -> Tensor:

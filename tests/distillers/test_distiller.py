@@ -426,7 +426,7 @@ def test_an_adapter_meets_what_the_target_adapter_makes_of_the_target():
         (
             lambda: Term(AttentionTransfer(), "student/*", "teacher/bottleneck"),
             SHAPE,
-            r"term 'x' has a '\*' on one side only",
+            r"term 'x' has a '\*' on the student's side only",
         ),
         (
             lambda: Term(AttentionTransfer(), "student/*", "teacher/decoder_7*"),
@@ -472,3 +472,21 @@ def test_a_target_adapter_with_weights_is_refused():
 def test_a_bad_list_of_addresses_is_refused(address):
     with pytest.raises((ValueError, TypeError), match="a term's student"):
         Term(SoftLogitKL(), student=address)
+
+
+def test_a_term_that_is_multiplied_by_zero_costs_no_backward_pass_and_spoils_nothing(batch):
+    def broken(student, target):
+        return (student - target).mean() * float("nan")
+
+    terms = {"soft": Term(SoftLogitKL(), target="teacher/logits"), "x": Term(broken, target="teacher/logits", weight=0)}
+    output = Distiller(tiny_net(), {"teacher": tiny_net(8)}, terms)(*batch)
+    assert output.terms["x"].isnan()
+    assert output.loss.item() == pytest.approx(output.terms["soft"].item())
+
+
+def test_the_dry_forward_takes_the_networks_precision():
+    student, teacher = unets()
+    teacher = teacher.to(torch.bfloat16)
+    term = Term(AttentionTransfer(), "student/encoder_1", "teacher/*")
+    Distiller(student, {"teacher": teacher}, {"at": term}, input_shape=SHAPE)
+    assert term.target == ["teacher/encoder_1"]

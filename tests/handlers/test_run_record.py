@@ -354,6 +354,8 @@ def test_handlers_of_the_method_are_no_part_of_the_schedule():
         {"epochs": 3},
         {"learning_rate": 0.2},
         {"terms::seg::weight": 2.0},
+        {"schedules": {"seg": {"stop": 0.1}}},
+        {"terms::more": {"_target_": "x", "target": ["label"], "_disabled_": True}},
         {"train::data": cases("a", "b")},
         {"validate::data": cases("e", "d")},
         {"loss::softmax": False},

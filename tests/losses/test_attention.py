@@ -251,3 +251,10 @@ def test_unknown_reductions_are_refused_with_the_known_ones():
 
 def test_settings_are_shown():
     assert str(AttentionTransfer(p=4)) == "AttentionTransfer(p=4, reduction='samplemean')"
+
+
+def test_an_all_zero_feature_gets_no_gradient_at_any_exponent():
+    for p in (1, 2, 3):
+        student = torch.zeros(1, 3, 4, 4, requires_grad=True)
+        AttentionTransfer(p=p)(student, torch.rand(1, 3, 4, 4)).backward()
+        assert student.grad.abs().max() == 0

@@ -99,6 +99,15 @@ class TestEvery:
         kept = [value[:, :, 1:] for value in (STUDENT, TEACHER, LABEL)]
         assert kind()(spoiled, TEACHER, label).item() == pytest.approx(kind()(*kept).item(), rel=1e-5)
 
+    def test_what_is_not_finite_in_ignored_voxels_reaches_no_gradient(self, kind):
+        label, teacher = LABEL.clone(), TEACHER.clone()
+        label[:, :, 0], teacher[:, :, 0] = 255, float("nan")
+        student = STUDENT.clone().requires_grad_()
+        value = kind()(student, teacher, label)
+        value.backward()
+        assert torch.isfinite(value)
+        assert torch.isfinite(student.grad).all()
+
     def test_no_valid_voxel_is_exactly_zero_with_a_gradient(self, kind):
         student = STUDENT.clone().requires_grad_()
         value = kind()(student, TEACHER, torch.full_like(LABEL, 255))
@@ -243,3 +252,9 @@ def test_standardize_refuses_few_classes(classes):
 def test_a_label_that_is_not_read_may_have_any_shape():
     value = SoftLogitKL(ignore_index=None)(STUDENT, TEACHER, torch.zeros(1))
     assert value.item() == pytest.approx(SoftLogitKL()(STUDENT, TEACHER).item())
+
+
+def test_the_gradient_of_lskd_is_bounded_where_logits_agree():
+    student = torch.zeros(1, 4, 8, requires_grad=True)
+    SoftLogitKL(standardize=True, reduction="sum")(student, torch.randn(1, 4, 8)).backward()
+    assert student.grad.abs().max() < 500

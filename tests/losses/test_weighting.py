@@ -137,3 +137,14 @@ def test_spacing_of_another_dimension_is_named():
     label = torch.zeros(1, 4, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="spacing has 3 numbers, the label 2 spatial axes"):
         BoundaryWeighting(spacing=[1, 1, 1])(logits_of(label), label, True)
+
+
+def test_the_edge_of_an_ignored_region_is_no_boundary():
+    label = torch.tensor([[-1, -1, -1, 0, 0, 0]])
+    found = BoundaryWeighting(4.0, 2.0)(logits_of(torch.zeros_like(label)), label, True)
+    assert torch.allclose(found, torch.full((1, 6), 1 + 4 * math.exp(-3.0)))
+
+
+def test_gate_of_sigmoid_channels_compares_foreground():
+    logits = torch.tensor([[[-1.0, -1.0, 2.0, -1.0], [-1.0, 2.0, -1.0, -1.0]]])
+    assert TeacherErrorGate()(logits, torch.tensor([[0, 2, 0, 1]]), False).tolist() == [[1, 1, 0, 0]]

@@ -149,4 +149,4 @@ def _shares(weights: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
     total = shares.sum(dim=0, keepdim=True)
     if not (total > 0).all():
         raise ValueError(f"weights is {weights!r}; some teacher needs a weight above 0, for every class")
-    return shares / total
+    return (shares / total).float()  # Apple's GPUs have no float64

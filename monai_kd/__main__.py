@@ -251,7 +251,7 @@ def taps(bundle: str, input_shape: list[int] | None = None) -> None:
 
     Args:
         bundle: the bundle's folder.
-        input_shape: "[1, C, *spatial]"; empty takes what metadata.json states.
+        input_shape: of the image, "[1,1,96,96,96]"; empty takes what metadata.json states.
     """
     from monai_kd.hub import bundle_taps
 
@@ -333,8 +333,11 @@ def _in_one_line(command: Callable[..., None]) -> Callable[..., None]:
 
 def main() -> None:
     """Run the command that the command line names."""
-    _refuse_unknown_options(sys.argv[1:])
-    fire.Fire({command.__name__: _in_one_line(command) for command in COMMANDS}, name="monai_kd")
+    words = sys.argv[1:]
+    _refuse_unknown_options(words)
+    if "--help" in words[1:]:  # a command that takes any option would take this one too
+        words = [words[0], "--", "--help"]
+    fire.Fire({command.__name__: _in_one_line(command) for command in COMMANDS}, command=words, name="monai_kd")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_kd.distillers.distiller import Distiller
-from monai_kd.distillers.term import plain_tensor
+from monai_kd.distillers.term import at_least_float32, plain_tensor
 
 __all__ = ["term_gradient_norms"]
 
@@ -78,17 +78,13 @@ def _scaled_norm(value: Tensor, inputs: list[Tensor], scale: float) -> float:
         return 0.0
     while True:
         grads = torch.autograd.grad(value * scale, inputs, retain_graph=True, allow_unused=True)
-        parts = [torch.linalg.vector_norm(_at_least_float32(grad)) for grad in grads if grad is not None]
+        parts = [torch.linalg.vector_norm(at_least_float32(grad)) for grad in grads if grad is not None]
         if not parts:
             return 0.0
         norm = torch.linalg.vector_norm(torch.stack(parts)).item() / scale
         if math.isfinite(norm) or scale <= 1.0:
             return norm
         scale = max(1.0, scale / 16)
-
-
-def _at_least_float32(grad: Tensor) -> Tensor:
-    return grad if grad.dtype == torch.float64 else grad.float()
 
 
 def _generators_kept(device: torch.device) -> Any:

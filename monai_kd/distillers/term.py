@@ -122,7 +122,7 @@ class Term(nn.Module):
         extra = {"label": plain_tensor(views["label"])} if self.wants_label and "label" in views else {}
         device = (student[0] if isinstance(student, list) else student).device.type
         with torch.autocast(device, enabled=False):
-            return self.loss(_each(_full, student), _each(_full, target), **extra).mean()
+            return self.loss(_each(at_least_float32, student), _each(at_least_float32, target), **extra).mean()
 
     def extra_repr(self) -> str:
         return f"student={self.student!r}, target={self.target!r}, weight={self.weight}"
@@ -165,7 +165,7 @@ def _adapt(adapter: nn.Module, own: Any, other: Any) -> Any:
     return adapter(own, other) if wants_other else adapter(own)
 
 
-def _full(value: Tensor) -> Tensor:
+def at_least_float32(value: Tensor) -> Tensor:
     """Return at least float32; float64 stays, so that gradients can be checked."""
     return value.float() if value.is_floating_point() and value.dtype != torch.float64 else value
 

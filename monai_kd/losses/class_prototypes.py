@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from abc import ABC, abstractmethod
 
-from monai_kd.losses.dense import class_index, foreground_index, resize_index
-from monai_kd.losses.levels import pool_to_common
+import torch
+from torch import Tensor, nn
+
+from monai_kd.losses.dense import check_reduction, class_index, foreground_index, full_precision, resize_index
+from monai_kd.losses.levels import Features, level_pairs, pool_to_common
 
 __all__: list[str] = []
 
@@ -14,6 +16,39 @@ __all__: list[str] = []
 _BLOCK = 1024
 # a squared length of features below it counts as zero: no direction, no gradient
 _SQUARED_EPS = 1e-12
+
+
+class ClassFeatureLoss(nn.Module, ABC):
+    """Base of losses on features whose voxels are told apart by their labeled class: levels, label and precision.
+
+    Args:
+        reduction: the mean by its own name, or ``none`` for one value of each sample, ``(B,)``.
+        ignore_index: voxels with this label do not count; None ignores none.
+        sigmoid: two classes, background and whatever is labeled, for overlapping foregrounds.
+    """
+
+    mean_name = "samplemean"
+
+    def __init__(self, reduction: str, ignore_index: int | None, sigmoid: bool) -> None:
+        super().__init__()
+        self.reduction = check_reduction(reduction, (self.mean_name, "none"))
+        self.ignore_index = ignore_index
+        self.sigmoid = sigmoid
+
+    @abstractmethod
+    def compare(self, student: Tensor, teacher: Tensor, index: Tensor, classes: int) -> Tensor:
+        """Return the loss of one level from features ``(B, C, P)`` and the class of each voxel ``(B, P)``."""
+
+    def forward(self, student: Features, teacher: Features, label: Tensor) -> Tensor:
+        pairs = level_pairs(student, teacher)
+        return torch.stack([self._level(ours, theirs, label) for ours, theirs in pairs]).sum(dim=0)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, sigmoid={self.sigmoid}"
+
+    def _level(self, student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+        with full_precision(student, teacher) as pair:
+            return self.compare(*labeled_pair(*pair, label, self.ignore_index, self.sigmoid))
 
 
 def labeled_pair(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_kd.losses.class_prototypes import class_means, labeled_pair, lengths, unit_vectors
-from monai_kd.losses.dense import check_reduction, full_precision
-from monai_kd.losses.levels import Features, level_pairs
+from monai_kd.losses.class_prototypes import ClassFeatureLoss, class_means, lengths, unit_vectors
 
 __all__ = ["IntraClassVariation"]
 
 
-class IntraClassVariation(nn.Module):
+class IntraClassVariation(ClassFeatureLoss):
     """Squared difference of how similar each voxel's features are to the mean features of its class (IFVD).
 
     For student and teacher alike, the similarity of a voxel is the cosine of its features with the mean features of
@@ -42,23 +40,13 @@ class IntraClassVariation(nn.Module):
     shorter than 1e-6 have similarity 0 and no gradient, where a bound in the denominator would give them a huge one.
     """
 
+    mean_name = "pixelmean"
+
     def __init__(self, reduction: str = "pixelmean", ignore_index: int | None = 255, sigmoid: bool = False) -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction, ("pixelmean", "none"))
-        self.ignore_index = ignore_index
-        self.sigmoid = sigmoid
+        super().__init__(reduction, ignore_index, sigmoid)
 
-    def forward(self, student: Features, teacher: Features, label: Tensor) -> Tensor:
-        pairs = level_pairs(student, teacher)
-        return torch.stack([self._level(ours, theirs, label) for ours, theirs in pairs]).sum(dim=0)
-
-    def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, sigmoid={self.sigmoid}"
-
-    def _level(self, student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
-        with full_precision(student, teacher) as pair:
-            ours, theirs, index, classes = labeled_pair(*pair, label, self.ignore_index, self.sigmoid)
-            difference = _similarity(ours, index, classes) - _similarity(theirs, index, classes)
+    def compare(self, student: Tensor, teacher: Tensor, index: Tensor, classes: int) -> Tensor:
+        difference = _similarity(student, index, classes) - _similarity(teacher, index, classes)
         valid = index >= 0
         squared = torch.where(valid, difference.square(), 0.0)
         axes = (1,) if self.reduction == "none" else (0, 1)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_kd.losses.class_prototypes import class_means, labeled_pair, unit_vectors
-from monai_kd.losses.dense import check_reduction, full_precision
-from monai_kd.losses.levels import Features, level_pairs
+from monai_kd.losses.class_prototypes import ClassFeatureLoss, class_means, unit_vectors
 
 __all__ = ["RegionAffinity"]
 
 
-class RegionAffinity(nn.Module):
+class RegionAffinity(ClassFeatureLoss):
     """Squared difference of the affinities between classes, mean over the pairs of classes present in an image (RAD).
 
     The affinity of two classes is the cosine of their mean features, -1 to 1. It has no channels, so those of student
@@ -43,23 +41,11 @@ class RegionAffinity(nn.Module):
     """
 
     def __init__(self, reduction: str = "samplemean", ignore_index: int | None = 255, sigmoid: bool = False) -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction, ("samplemean", "none"))
-        self.ignore_index = ignore_index
-        self.sigmoid = sigmoid
+        super().__init__(reduction, ignore_index, sigmoid)
 
-    def forward(self, student: Features, teacher: Features, label: Tensor) -> Tensor:
-        pairs = level_pairs(student, teacher)
-        return torch.stack([self._level(ours, theirs, label) for ours, theirs in pairs]).sum(dim=0)
-
-    def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, sigmoid={self.sigmoid}"
-
-    def _level(self, student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
-        with full_precision(student, teacher) as pair:
-            ours, theirs, index, classes = labeled_pair(*pair, label, self.ignore_index, self.sigmoid)
-            own, counts = _affinity(ours, index, classes)
-            other, _ = _affinity(theirs, index, classes)
+    def compare(self, student: Tensor, teacher: Tensor, index: Tensor, classes: int) -> Tensor:
+        own, counts = _affinity(student, index, classes)
+        other, _ = _affinity(teacher, index, classes)
         present = counts > 0
         pairs = (present.unsqueeze(1) & present.unsqueeze(2)).triu(diagonal=1)  # each pair once
         number = pairs.sum(dim=(1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,7 +25,7 @@ __all__ = ["VoxelLoss"]
 Weighting = Callable[[Tensor, Tensor | None, bool], Tensor]
 
 
-class VoxelLoss(nn.Module):
+class VoxelLoss(nn.Module, ABC):
     """Base of losses with one value per voxel: grid, labels to ignore, weights and reduction in one place.
 
     A subclass gives :meth:`voxel_loss`. Everything runs in float32, also inside autocast (float64 stays), and the
@@ -65,9 +66,9 @@ class VoxelLoss(nn.Module):
         self.weighting = _as_list(weighting)
         self.sigmoid = sigmoid
 
+    @abstractmethod
     def voxel_loss(self, student: Tensor, teacher: Tensor, index: Tensor | None) -> Tensor:
         """Return the loss of each voxel, ``(B, *spatial)``, from logits and class indices on one grid."""
-        raise NotImplementedError
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, label: Tensor | None = None) -> Tensor:
         check_pair(student_logits, teacher_logits)

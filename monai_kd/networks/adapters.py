@@ -142,6 +142,10 @@ class ResizeAdapter(nn.Module):
         return f"mode={self.mode!r}"
 
 
+# deviation over mean below which a channel is constant but for rounding, as in losses.FeatureMimic
+_CONSTANT = 1e-6
+
+
 class StandardizeAdapter(nn.Module):
     """Each channel with zero mean and unit variance over batch and space, so that its scale does not count.
 
@@ -169,7 +173,7 @@ def _standardized(feature: Tensor) -> Tensor:
         count = value.numel() // value.shape[1]
         variance, mean = torch.var_mean(value, axes, correction=min(1, count - 1), keepdim=True)
         # 1 / inf is 0: no value and no gradient, where a square root near 0 has an endless one
-        scale = torch.where(variance > 1e-12, variance, torch.inf).rsqrt()
+        scale = torch.where(variance > (_CONSTANT * mean).square(), variance, torch.inf).rsqrt()
         return (value - mean) * scale
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -115,7 +116,7 @@ def check_voxels(shape: Shape, norm: str, what: str) -> None:
     )
 
 
-class LazyAdapter(nn.Module):
+class LazyAdapter(nn.Module, ABC):
     """Base of adapters that are made when the shapes are known: configurations hold neither channels nor sizes.
 
     A subclass gives :meth:`make`. A Distiller calls :meth:`build` once, after a dry forward on its ``input_shape``.
@@ -127,9 +128,9 @@ class LazyAdapter(nn.Module):
         super().__init__()
         self.built: tuple[list[Shape], list[Shape]] | None = None
 
+    @abstractmethod
     def make(self, own: list[Shape], other: list[Shape]) -> None:
         """Make the layers for features of the shapes ``own`` that are to meet ``other``."""
-        raise NotImplementedError
 
     def build(self, student_shapes: Shapes, target_shapes: Shapes) -> None:
         """Make the layers; called again with the same shapes (but for the batch) it keeps them.

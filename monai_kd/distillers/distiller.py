@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from monai_kd.distillers.heads import AUXILIARY_HEAD, named_heads
@@ -140,6 +141,8 @@ class Distiller(nn.Module):
         values = self.term_values(views, skip_unused=True)
         weighted = {name: _scaled(self.terms[name], value) for name, value in values.items()}
         loss = torch.stack(list(weighted.values())).sum()
+        if dist.is_available() and dist.is_initialized():
+            loss = loss + _ZeroGradient.apply(*self._trained_heads(views))
         return DistillOutput(views["student/logits"], loss, _detached(values), _detached(weighted))
 
     def term_values(self, views: Mapping[str, Tensor], skip_unused: bool = False) -> dict[str, Tensor]:
@@ -181,6 +184,16 @@ class Distiller(nn.Module):
             output = network(image)
         heads = {f"{name}/{head}": logits for head, logits in named_heads(output, image.ndim, name).items()}
         return {**heads, **{f"{name}/{tap}": value for tap, value in features.items()}}
+
+    def _trained_heads(self, views: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return every output of the networks that learn."""
+        heads = []
+        for address, view in views.items():
+            network, _, head = address.partition("/")
+            is_trained = network == "student" or network in self.trained_teachers
+            if is_trained and (head == "logits" or AUXILIARY_HEAD.fullmatch(head)):
+                heads.append(view)
+        return heads
 
     def _value(self, name: str, term: nn.Module, views: Mapping[str, Tensor]) -> Tensor:
         missing = [address for address in term.addresses if address not in views]  # type: ignore[union-attr]
@@ -234,6 +247,19 @@ class Distiller(nn.Module):
     def _suggestions(self, known: list[str]) -> list[str]:
         stages = [f"{name}/{stage}" for name, network in self.networks.items() for stage in stage_paths(network)]
         return list(dict.fromkeys([*known, *stages]))
+
+
+class _ZeroGradient(torch.autograd.Function):
+    """0, with a gradient of 0: DDP waits for one at each weight, also where the terms in use read stages only."""
+
+    @staticmethod
+    def forward(ctx: Any, *heads: Tensor) -> Tensor:
+        ctx.save_for_backward(*heads)
+        return heads[0].new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(head) for head in ctx.saved_tensors)
 
 
 def _is_unused(term: Any) -> bool:

@@ -253,11 +253,18 @@ def test_a_killed_and_resumed_training_with_an_adapter_is_bit_equal_to_an_uninte
     assert read(whole / "run.json")["curves"] == read(resumed / "run.json")["curves"]
 
 
+TWO_PROCESSES = ("torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2", "-m")
+
+
 @pytest.mark.slow
-def test_self_distillation_trains_and_keeps_its_own_average(given, tmp_path):
-    run = trained(tmp_path, {**given, "teacher_root": "nowhere"}, files("self"), epochs=4, val_interval=4)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_self_distillation_trains_and_keeps_its_own_average(processes, given, tmp_path):
+    names = files("self") if processes == 1 else [*files("self"), "multi_gpu_train.yaml"]
+    launcher = TWO_PROCESSES if processes == 2 else ()
+    run = trained(tmp_path, {**given, "teacher_root": "nowhere"}, names, launcher, epochs=4, val_interval=4)
     record, state = read(run / "run.json"), newest_state(run)["objects"]["network"]
-    assert (record["status"], record["method"]) == ("finished", "self")
+    state = {key.removeprefix("module."): value for key, value in state.items()}  # as DDP names them
+    assert (record["status"], record["method"], record["processes"]) == ("finished", "self", processes)
     assert record["teacher"]["networks"].keys() == {"ema"}
     assert set(record["curves"]["terms"]) == {"seg", "self"}
     assert min(record["curves"]["terms"]["self"]) > 0
@@ -284,11 +291,10 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.slow
 def test_two_processes_train_an_adapter_on_its_schedule(workflow, given, tmp_path):
-    launcher = ("torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2", "-m")
     names = [*files("review"), "multi_gpu_train.yaml"]
     start = {key: value.clone() for key, value in built(workflow, files("review"), given).state_dict().items()}
     whole_ramp = {"terms::seg::weight": 0, "schedules::review::ramp": 1.0, "epochs": 3, "val_interval": 3}
-    run = trained(tmp_path, given, names, launcher, **whole_ramp)
+    run = trained(tmp_path, given, names, TWO_PROCESSES, **whole_ramp)
     record, state = read(run / "run.json"), newest_state(run)["objects"]["network"]
     assert (record["status"], record["processes"]) == ("finished", 2)
     state = {key.removeprefix("module."): value for key, value in state.items()}  # as DDP names them

@@ -20,6 +20,7 @@ from commands import TINY, bundle_run
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.engines import IterationEvents
+from monai.handlers import ValidationHandler
 from monai.utils import set_determinism
 from torch import Tensor
 
@@ -113,7 +114,10 @@ KNOBS: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
     "weight of seg": ({"terms::seg::weight": 0.37}, {"loss_1"} | AFTER, START | BATCH | {"seg_1", "soft_1"}),
     "weight of soft": ({"terms::soft::weight": 0.37}, {"loss_1"} | AFTER, START | BATCH | {"seg_1", "soft_1"}),
 }
-NO_NUMBER = {"num_workers": "how many processes load the batches"}
+NO_NUMBER = {
+    "num_workers": "how many processes load the batches",
+    "gradient_interval": "how often gradients are measured, beside the training: tests/bundles/test_distillers_page.py",
+}
 
 
 def checksum(values: Iterable[Tensor]) -> float:
@@ -217,7 +221,8 @@ def test_validation_interval_follows_the_epochs_and_can_be_set(repository, workf
     intervals = []
     for overrides in ({"epochs": 1}, {"epochs": 40}, {"epochs": 40, "val_interval": 7}):
         flow = workflow(repository / "bundles" / "student", ("train.yaml",), **overrides)
-        intervals.append(get(flow, "train::handlers::1").interval)
+        [validation] = [handler for handler in get(flow, "train::handlers") if isinstance(handler, ValidationHandler)]
+        intervals.append(validation.interval)
     assert intervals[0] == 1 < intervals[1] <= 40
     assert intervals[2] == 7
 

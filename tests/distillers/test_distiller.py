@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from monai.data import MetaTensor
 from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet, UNet
@@ -357,6 +358,38 @@ def test_a_head_that_is_not_there_is_named_with_the_first_batch(batch):
     distiller = Distiller(TwoHeads(False), {}, {"x": Term(torch.nn.MSELoss(), "student/logits_7", "student/logits")})
     with pytest.raises(ValueError, match=r"term 'x' reads \['student/logits_7'\], which this batch does not hold"):
         distiller(*batch)
+
+
+class StageAndHeads(torch.nn.Module):
+    """A body, its logits, and a head of deep supervision that no term reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fine, self.coarse = (torch.nn.Conv3d(*ends, 1) for ends in ((1, 4), (4, 3), (4, 3)))
+
+    def forward(self, image):
+        features = self.body(image)
+        return [self.fine(features), self.coarse(features)]
+
+
+@pytest.fixture
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_every_weight_gets_a_gradient_where_ddp_waits_for_it(weight, batch, process_group):
+    torch.manual_seed(0)
+    student = StageAndHeads()
+    terms = {"seg": seg_term(weight), "stage": Term(lambda own, _: own.square().mean(), "student/body", "label")}
+    found = Distiller(student, terms=terms, taps={"student": ["body"]})(*batch)
+    found.loss.backward()
+    assert [name for name, value in student.named_parameters() if value.grad is None] == []
+    assert not student.coarse.weight.grad.any()
+    assert bool(student.fine.weight.grad.any()) == bool(weight)
+    assert found.loss.item() == pytest.approx(sum(value.item() for value in found.weighted.values()))
 
 
 # ---- several stages, adapters, schedules ----------------------------------------------------------------------------

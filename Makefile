@@ -65,6 +65,7 @@ bench: install
 	$(PY) benchmarks/speed.py
 	$(PY) benchmarks/losses.py
 	$(if $(MONAI_KD_DATA),$(PY) benchmarks/steps.py,@echo "benchmarks/steps.py needs real data: set MONAI_KD_DATA")
+	$(if $(MONAI_KD_DATA),$(PY) benchmarks/pulls.py,@echo "benchmarks/pulls.py needs real data: set MONAI_KD_DATA")
 
 docs: install
 	$(PY) -m sphinx -W --keep-going -E -b html -d docs/_build/doctrees docs docs/_build/html

@@ -40,6 +40,8 @@ STAGES = ("teacher", "students", "scores", "zoo")
 ARMS = {"distilled": ["train.yaml"], "baseline": ["train.yaml", "baseline.yaml"]}
 # the distillers: a third of the released student's epochs, under a name of its own, so that no table mixes the two
 ZOO = {"epochs": 8, "protocol": "hippocampus_short"}
+# the student alone for as long as a method with the teacher takes: its step costs 3.5 times the student's, steps.json
+LONGER = {**ZOO, "epochs": 28}
 CLASSICS = ("kd", "at", "dkd", "cwd", "review", "dist")  # three seeds, as the baseline
 
 
@@ -104,14 +106,19 @@ def publish(run: Run) -> None:
 
 
 def zoo_runs() -> list[Run]:
-    """Return the runs that compare the distillers: baseline and classics on every seed, the others on the first."""
+    """Return the runs that compare the distillers.
+
+    Baseline and classics on every seed, the others on the first; then the baseline for longer, on every seed.
+    """
     overlays = sorted((STUDENT / "configs" / "distillers").glob("*.yaml"))
     known = {path.stem: ["train.yaml", f"distillers/{path.name}"] for path in overlays}
     many = {"baseline": ["train.yaml", "baseline.yaml"], **{name: known[name] for name in CLASSICS}}
     single = {name: configs for name, configs in known.items() if name not in many}
     wanted = [(name, configs, seed) for seed in SEEDS for name, configs in many.items()]
     wanted += [(name, configs, SEEDS[0]) for name, configs in single.items()]
-    return [Run(STUDENT, f"zoo-{name}-seed{seed}", configs, seed, ZOO_RESULTS, ZOO) for name, configs, seed in wanted]
+    runs = [Run(STUDENT, f"zoo-{name}-seed{seed}", configs, seed, ZOO_RESULTS, ZOO) for name, configs, seed in wanted]
+    alone = many["baseline"]
+    return runs + [Run(STUDENT, f"zoo-longer-seed{seed}", alone, seed, ZOO_RESULTS, LONGER) for seed in SEEDS]
 
 
 def run_zoo(teacher: Run, workers: int, threads: int) -> None:

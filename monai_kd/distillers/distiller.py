@@ -63,7 +63,8 @@ class Distiller(nn.Module):
         terms: named :class:`~monai_kd.distillers.Term` objects; the loss is the sum of ``weight * term``.
         taps: per network a list of stage names, or a mapping from an alias to a stage name or module path.
         cached: batch keys that hold views, e.g. ``{"teacher_logits": "teacher/logits"}``: they arrive as keyword
-            arguments of ``forward`` and replace a live teacher.
+            arguments of ``forward`` and replace a live teacher, or are maps that a term reads, e.g. ``{"roi": "roi"}``
+            for ``weight_map: roi``.
         freeze: ``False`` co-trains the teachers: they keep their mode and gradients and are part of ``state_dict()``
             under ``teachers.<name>.*``; give them terms of their own such as ``student: t1/logits, target: label``.
         input_shape: of one image as the networks get it, ``[1, C, *spatial]``; needed by ``*`` and by such adapters.

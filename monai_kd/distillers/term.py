@@ -39,12 +39,18 @@ class Term(nn.Module):
             has a method ``build(student_shapes, target_shapes)`` gets its weights when the distiller is constructed.
         target_adapter: the same for the target's side, without weights (e.g. tokens to a map); its ``build`` gets the
             target's shapes first.
+        weight_map: optional address of a map of weights, or mask, per voxel ``(B, 1, *spatial)``, handed to the loss as
+            ``weight=``; the loss must declare that argument.
 
     Attributes:
         factor: multiplies ``weight``, 1.0; schedules change it during training.
 
+    A loss with a true attribute ``compares_maps`` gets features with as many axes as the student's logits, or the term
+    raises: tokens ``(B, L, C)`` would pass for a map with L channels.
+
     Raises:
-        TypeError: ``loss`` is not callable, an adapter is not a module, or an address is not a string.
+        TypeError: ``loss`` is not callable or takes no ``weight`` for the ``weight_map``, an adapter is not a module,
+            or an address is not a string.
         ValueError: ``weight`` is not a finite number, a list of addresses is empty, or a target adapter has weights.
     """
 
@@ -56,6 +62,7 @@ class Term(nn.Module):
         weight: float = 1.0,
         adapter: nn.Module | None = None,
         target_adapter: nn.Module | None = None,
+        weight_map: str | None = None,
     ) -> None:
         super().__init__()
         if not callable(loss):
@@ -72,6 +79,7 @@ class Term(nn.Module):
         self.factor = 1.0
         self.adapter = adapter
         self.target_adapter = target_adapter
+        self.weight_map = _checked_weight_map(weight_map, loss)
         self.wants_label = _label_default(loss) is not None
         self.needs_label = _label_default(loss) is inspect.Parameter.empty
         self._check_target_adapter()
@@ -85,6 +93,8 @@ class Term(nn.Module):
     def addresses(self) -> tuple[str, ...]:
         """Every view that this term cannot do without."""
         read = (*_as_list(self.student), *_as_list(self.target))
+        if self.weight_map is not None:
+            read = (*read, self.weight_map)
         return (*read, "label") if self.needs_label and "label" not in read else read
 
     @property
@@ -119,13 +129,30 @@ class Term(nn.Module):
                 target = _adapt(self.target_adapter, target, student)
         if self.adapter is not None:
             student = _adapt(self.adapter, student, target)
+        self._check_maps(views, student, target)
         extra = {"label": plain_tensor(views["label"])} if self.wants_label and "label" in views else {}
+        if self.weight_map is not None:
+            extra["weight"] = plain_tensor(views[self.weight_map])
         device = (student[0] if isinstance(student, list) else student).device.type
         with torch.autocast(device, enabled=False):
             return self.loss(_each(at_least_float32, student), _each(at_least_float32, target), **extra).mean()
 
     def extra_repr(self) -> str:
         return f"student={self.student!r}, target={self.target!r}, weight={self.weight}"
+
+    def _check_maps(self, views: Mapping[str, Tensor], student: Any, target: Any) -> None:
+        """Refuse features with other axes than the image where the loss compares maps."""
+        if not getattr(self.loss, "compares_maps", False) or "student/logits" not in views:
+            return
+        axes = views["student/logits"].ndim
+        for side, address, value in (("student", self.student, student), ("target", self.target, target)):
+            for entry, view in zip(_as_list(address), value if isinstance(value, list) else [value], strict=False):
+                if view.ndim != axes:
+                    raise ValueError(
+                        f"{type(self.loss).__name__} compares maps with {axes} axes, and '{entry}' has the shape "
+                        f"{tuple(view.shape)}; bring tokens to a map with "
+                        f"{'adapter' if side == 'student' else 'target_adapter'}: monai_kd.networks.TokensToMap"
+                    )
 
     def _check_target_adapter(self) -> None:
         if self.target_adapter is not None and any(True for _ in self.target_adapter.parameters()):
@@ -146,6 +173,21 @@ def _checked_address(role: str, address: str | Sequence[str]) -> str | list[str]
     if not entries:
         raise ValueError(f"a term's {role} is an empty list; give at least one address")
     return entries
+
+
+def _checked_weight_map(address: str | None, loss: Callable[..., Tensor]) -> str | None:
+    if address is None:
+        return None
+    if not isinstance(address, str):
+        raise TypeError(f"a term's weight_map must be an address such as 'roi', got {address!r}")
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    if "weight" not in inspect.signature(function).parameters:
+        name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", repr(loss))
+        raise TypeError(
+            f"the term has the weight_map '{address}', and its loss {name} takes no argument 'weight'; of this "
+            "package SoftLogitKL, SoftBernoulliKL, DecoupledKL and MultiTeacherKL do"
+        )
+    return address
 
 
 def _as_list(address: str | list[str]) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from monai_kd.handlers.first_cause import first_cause
+
 __all__ = ["check_overrides", "override_problems"]
 
 _WORDS = {"true", "false", "yes", "no", "on", "off", "none", "null"}
@@ -74,27 +76,9 @@ def override_problems(files: str | Sequence[str], overrides: Mapping[str, Any]) 
 
 def _print_with_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(kind, error, trace)
-    cause = error
-    while _is_wrapper(cause) and cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = first_cause(error)
     if cause is not error:
         print(f"\nCause: {type(cause).__name__}: {cause}", file=sys.stderr)
-
-
-def _is_wrapper(error: BaseException) -> bool:
-    """Tell whether MONAI's config system raised an error round another one, rather than code that knows better."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    if raised_in.startswith("monai.bundle"):
-        return True
-    # monai.utils.module raises the error anew with its traceback, and "Failed to instantiate" at the end of its text
-    return raised_in == "monai.utils.module" or _said_again(error)
-
-
-def _said_again(error: BaseException) -> bool:
-    return error.__cause__ is not None and str(error).startswith(f"{error.__cause__}\n")
 
 
 def _command_line() -> tuple[Any, dict[str, Any]]:

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai_kd.distillers import Distiller
 from monai_kd.engines import DistillationTrainer
 from monai_kd.handlers.ema_teacher import EMATeacher
+from monai_kd.handlers.first_cause import first_cause
 from monai_kd.hub.probe import has_id, reason, several_processes
 
 __all__ = ["bare_trainer", "shown", "training_files"]
@@ -75,7 +76,7 @@ def bare_trainer(
         if isinstance(network, Distiller):
             return flow.parser.get_parsed_content("train::trainer"), seed
     except Exception as error:  # MONAI wraps what a component raises once for every id on the way
-        raise _first_cause(error) from None
+        raise _plain(error) from None
     raise TypeError(f"{shown(files)} trains a {type(network).__name__}; only a Distiller has terms to calibrate")
 
 
@@ -103,11 +104,10 @@ def _kept_handlers(raw: ConfigParser, name: str) -> Any:
     return [handler for handler in listed if str(handler.get("_target_")).endswith(f".{EMATeacher.__name__}")]
 
 
-def _first_cause(error: Exception) -> Exception:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+def _plain(error: Exception) -> BaseException:
+    """Return the first cause as an error that the command line prints in one line."""
+    cause = first_cause(error)
     if isinstance(cause, (OSError, ImportError)):
         return cause
-    plain = isinstance(cause, (ValueError, TypeError, RuntimeError))
-    return ValueError(reason(error).removeprefix(f"{type(cause).__name__}: " if plain else ""))
+    is_plain = isinstance(cause, (ValueError, TypeError, RuntimeError))
+    return ValueError(reason(error).removeprefix(f"{type(cause).__name__}: " if is_plain else ""))

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from monai_kd.handlers.first_cause import first_cause
 from monai_kd.hub.bundle_folder import BundleFolder, NotReadable
 
 __all__ = ["has_id", "opened_workflow", "quiet", "reason", "several_processes", "write_cases"]
@@ -39,8 +40,7 @@ def quiet() -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """Return the first cause of an error in one line; MONAI wraps it in an error for every id on the way."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = first_cause(error)
     text = " ".join(str(error).split()).partition(". For details about installing")[0]  # MONAI adds a stack trace there
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."

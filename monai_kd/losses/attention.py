@@ -45,6 +45,8 @@ class AttentionTransfer(nn.Module):
         negative features cancel.
     """
 
+    compares_maps = True  # see Term
+
     def __init__(self, p: float = 2.0, reduction: str = "samplemean") -> None:
         super().__init__()
         self.p = check_number("p", p, least=1)

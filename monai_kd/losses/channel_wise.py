@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from monai_kd.losses.dense import (
+    check_label,
     check_number,
     check_reduction,
     class_index,
     full_precision,
+    none_ignored,
     resize,
     resize_index,
 )
@@ -55,6 +57,8 @@ class ChannelWiseKL(nn.Module):
         the loss NaN, where a probability of a large map rounds to 0; here logarithms are computed directly.
         ``present_only`` and ``ignore_index`` are ours.
     """
+
+    compares_maps = True  # see Term
 
     def __init__(
         self,
@@ -107,6 +111,9 @@ class ChannelWiseKL(nn.Module):
         if label is None and self.present_only:
             raise ValueError("ChannelWiseKL(present_only=True) got no label; give one, or present_only=False")
         if label is None or not (self.present_only or self.ignore_index is not None):
+            return None
+        check_label(label, like)
+        if not self.present_only and none_ignored(label, self.ignore_index):
             return None
         return resize_index(class_index(label, like), like.shape[2:])
 

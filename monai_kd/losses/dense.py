@@ -66,13 +66,26 @@ def class_index(label: Tensor, like: Tensor) -> Tensor:
     Raises:
         ValueError: another shape, e.g. one-hot; names it.
     """
+    return check_label(label, like).long()
+
+
+def check_label(label: Tensor, like: Tensor) -> Tensor:
+    """Return the label as ``(B, *spatial)``, its numbers as they are; see :func:`class_index`."""
     index = label.squeeze(1) if label.ndim == like.ndim and label.shape[1] == 1 else label
     if index.ndim != like.ndim - 1 or index.shape[0] != like.shape[0]:
         raise ValueError(
             f"label {tuple(label.shape)} does not go with {tuple(like.shape)}; give class indices as "
             "(batch, 1, *spatial) or (batch, *spatial), or set ignore_index to None where no label is needed"
         )
-    return index.long()
+    return index
+
+
+def none_ignored(label: Tensor, ignore_index: int | None) -> bool:
+    """Tell whether a label surely holds nothing to ignore.
+
+    Only a CPU is asked: elsewhere the question costs more than it saves.
+    """
+    return ignore_index is None or (label.device.type == "cpu" and not bool((label == ignore_index).any()))
 
 
 def foreground_index(label: Tensor, ignore_index: int | None) -> Tensor:
@@ -89,6 +102,30 @@ def resize_index(index: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
         return index
     # nearest-exact: voxel centers, as the linear interpolation of the logits
     return F.interpolate(index[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+
+
+def given_weight(weight: Tensor, like: Tensor) -> Tensor:
+    """Return a weight map that the user gave on the grid of logits, without a graph, nothing below 0.
+
+    Args:
+        weight: ``(B, 1, *spatial)`` or ``(B, *spatial)``; numbers or booleans.
+        like: the logits, ``(B, C, *spatial)``.
+
+    Returns:
+        ``(B, *spatial)``.
+
+    Raises:
+        ValueError: another shape; names it.
+    """
+    plain = widen(_plain(weight).detach())
+    whole = plain.unsqueeze(1) if plain.ndim == like.ndim - 1 else plain
+    if whole.ndim != like.ndim or whole.shape[:2] != (like.shape[0], 1):
+        raise ValueError(
+            f"weight {tuple(weight.shape)} does not go with {tuple(like.shape)}; give one number per voxel as "
+            "(batch, 1, *spatial) or (batch, *spatial)"
+        )
+    values = resize(whole.to(like.dtype), like.shape[2:]).squeeze(1)
+    return torch.where(values > 0, values, 0.0)  # also without what is not a number
 
 
 def reduce_voxels(values: Tensor, weight: Tensor | None, reduction: str, channels: int) -> Tensor:

@@ -64,8 +64,14 @@ class DecoupledKL(VoxelLoss):
         self.standardize = standardize
         self._warned = False
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(student_logits, teacher_logits, label)
+    def forward(  # type: ignore[override]
+        self, student_logits: Tensor, teacher_logits: Tensor, label: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        return super().forward(student_logits, teacher_logits, label, weight)
+
+    @property
+    def needs_classes(self) -> bool:
+        return not self.sigmoid
 
     def check_classes(self, classes: int) -> None:
         super().check_classes(classes)
@@ -99,10 +105,6 @@ class DecoupledKL(VoxelLoss):
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, beta={self.beta}, {super().extra_repr()}"
-
-    @property
-    def _reads_label(self) -> bool:
-        return super()._reads_label or not self.sigmoid
 
     def _target(self, index: Tensor, classes: int) -> Tensor:
         """Return the labeled class ``(B, 1, *spatial)``; voxels to ignore, whose value does not count, get class 0."""

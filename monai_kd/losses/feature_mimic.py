@@ -49,6 +49,11 @@ class FeatureMimic(nn.Module):
         self.standardize = standardize
         self.reduction = check_reduction(reduction, ("elementmean", "batchmean", "none"))
 
+    @property
+    def compares_maps(self) -> bool:
+        """Whether it matters which axis holds the channels, see :class:`~monai_kd.distillers.Term`."""
+        return self.standardize
+
     def forward(self, student: Features, teacher: Features) -> Tensor:
         pairs = level_pairs(student, teacher, channels=True)
         return torch.stack([self._level(ours, theirs) for ours, theirs in pairs]).sum(dim=0)

@@ -70,13 +70,17 @@ class MultiTeacherKL(VoxelLoss):
         self.shares: Tensor | None
 
     def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor | Sequence[Tensor], label: Tensor | None = None
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | Sequence[Tensor],
+        label: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         teachers = [teacher_logits] if isinstance(teacher_logits, Tensor) else list(teacher_logits)
         self._check_teachers(teachers)
         with torch.no_grad(), torch.autocast(student_logits.device.type, enabled=False):
             mixture = self._mixture([widen(teacher) for teacher in teachers])
-        return super().forward(student_logits, mixture, label)
+        return super().forward(student_logits, mixture, label, weight)
 
     def voxel_loss(self, student: Tensor, teacher: Tensor, index: Tensor | None) -> Tensor:
         if self.sigmoid:

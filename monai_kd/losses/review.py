@@ -41,6 +41,8 @@ class KnowledgeReview(nn.Module):
     the height alone which levels are used and pools to squares; the same on square maps.
     """
 
+    compares_maps = True  # see Term
+
     def __init__(self, levels: Sequence[int] = (4, 2, 1), reduction: str = "mean") -> None:
         super().__init__()
         self.levels = _check_levels(levels)

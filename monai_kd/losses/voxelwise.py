@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from monai_kd.losses.dense import (
+    check_label,
     check_number,
     check_pair,
     check_reduction,
     class_index,
     foreground_index,
     full_precision,
+    given_weight,
+    none_ignored,
     reduce_voxels,
     resize,
     resize_index,
@@ -46,6 +50,8 @@ class VoxelLoss(nn.Module, ABC):
             (1 to 3 axes) is interpolated linearly to the teacher's.
         label: class indices ``(B, 1, *spatial)`` or ``(B, *spatial)``; with ``sigmoid`` also ``(B, C, *spatial)`` of 0
             and 1. On another grid it is brought to the logits' by nearest neighbor.
+        weight: a map of your own, or a mask, ``(B, 1, *spatial)`` or ``(B, *spatial)``, multiplied with the others;
+            voxels at 0 or below do not count. On another grid it is interpolated linearly to the logits'.
 
     Returns:
         0-d; exactly 0, with a gradient, if no voxel counts.
@@ -66,19 +72,32 @@ class VoxelLoss(nn.Module, ABC):
         self.weighting = _as_list(weighting)
         self.sigmoid = sigmoid
 
+    @property
+    def needs_classes(self) -> bool:
+        """Whether :meth:`voxel_loss` reads the class of each voxel."""
+        return False
+
     @abstractmethod
     def voxel_loss(self, student: Tensor, teacher: Tensor, index: Tensor | None) -> Tensor:
         """Return the loss of each voxel, ``(B, *spatial)``, from logits and class indices on one grid."""
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        label: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         check_pair(student_logits, teacher_logits)
         self.check_classes(student_logits.shape[1])
         with full_precision(student_logits, teacher_logits) as (student, teacher):
             student, teacher, index = self.common_grid(student, teacher, self._index(label, teacher))
-            weight = self._weight(teacher, index)
-            student, teacher = self._without_ignored(student, teacher, index)
+            ignored = self._ignored(index)
+            weights = self._weights(teacher, index, ignored, weight)
+            if ignored is not None:  # what is not finite there must not reach a gradient
+                student, teacher = (logits.masked_fill(ignored.unsqueeze(1), 0.0) for logits in (student, teacher))
             values = self.voxel_loss(student, teacher, index)
-            return reduce_voxels(values, weight, self.reduction, student.shape[1])
+            return reduce_voxels(values, weights, self.reduction, student.shape[1])
 
     def check_classes(self, classes: int) -> None:
         """Refuse a number of channels for which the loss would be constant."""
@@ -98,35 +117,33 @@ class VoxelLoss(nn.Module, ABC):
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}, ignore_index={self.ignore_index}"
 
-    @property
-    def _reads_label(self) -> bool:
-        return self.ignore_index is not None or bool(self.weighting)
-
     def _index(self, label: Tensor | None, like: Tensor) -> Tensor | None:
-        if label is None or not self._reads_label:
+        """Return the classes; None if nothing would come of them."""
+        if label is None or not (self.needs_classes or self.weighting or self.ignore_index is not None):
             return None
-        if self.sigmoid and label.shape[1] == like.shape[1] > 1 and label.ndim == like.ndim:
-            return foreground_index(label, self.ignore_index)
-        return class_index(label, like)
+        several = self.sigmoid and label.ndim == like.ndim and label.shape[1] == like.shape[1] > 1
+        if not several:
+            check_label(label, like)
+        if not (self.needs_classes or self.weighting) and none_ignored(label, self.ignore_index):
+            return None
+        return foreground_index(label, self.ignore_index) if several else class_index(label, like)
 
-    def _without_ignored(self, student: Tensor, teacher: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Clear voxels to ignore: what is not finite there must not reach a gradient."""
-        if index is None or self.ignore_index is None:
-            return student, teacher
-        ignored = (index == self.ignore_index).unsqueeze(1)
-        if ignored.device.type == "cpu" and not ignored.any():  # elsewhere the question costs more than the copies
-            return student, teacher
-        return student.masked_fill(ignored, 0.0), teacher.masked_fill(ignored, 0.0)
+    def _ignored(self, index: Tensor | None) -> Tensor | None:
+        """Return which voxels do not count; None for none."""
+        if index is None or self.ignore_index is None or none_ignored(index, self.ignore_index):
+            return None
+        return index.eq(self.ignore_index)
 
-    def _weight(self, teacher: Tensor, index: Tensor | None) -> Tensor | None:
-        weight = None
-        if index is not None and self.ignore_index is not None:
-            weight = (index != self.ignore_index).to(teacher.dtype)
-            index = torch.where(index == self.ignore_index, -1, index)
-        for weighting in self.weighting:
-            own = weighting(teacher, index, not self.sigmoid)
-            weight = own if weight is None else weight * own
-        return weight
+    def _weights(
+        self, teacher: Tensor, index: Tensor | None, ignored: Tensor | None, given: Tensor | None
+    ) -> Tensor | None:
+        """Return the product of all weights, ``(B, *spatial)``; None where every voxel counts alike."""
+        maps = [] if ignored is None else [ignored.logical_not().to(teacher.dtype)]
+        if given is not None:
+            maps.append(given_weight(given, teacher))
+        known = index if ignored is None or index is None else torch.where(ignored, -1, index)
+        maps += [weighting(teacher, known, not self.sigmoid) for weighting in self.weighting]
+        return math.prod(maps[1:], start=maps[0]) if maps else None
 
 
 def _as_list(weighting: Weighting | Sequence[Weighting] | None) -> list[Weighting]:

@@ -121,9 +121,8 @@ def _unreadable(path: Path, reason: str) -> str:
             f"'{path}' needs code to unpickle ({needs.group(1)}) and only tensors are read (weights_only=True): "
             "where you trust it, save torch.save(network.state_dict(), ...) anew"
         )
-    return (
-        f"'{path}' is no readable PyTorch checkpoint: {reason.strip().splitlines()[0] if reason.strip() else 'empty'}"
-    )
+    first = reason.strip().splitlines()[0].partition(". ")[0] if reason.strip() else "empty"
+    return f"'{path}' is no readable PyTorch checkpoint, damaged or cut short: {first}"
 
 
 def _pick_state_dict(checkpoint: Any, key: str | None, path: Path) -> MutableMapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Method:
     arm: Arm
     difference: PairedDifference | None
     refused: str | None
+    equal_time: PairedDifference | None = None  # from the student alone that was trained for longer
 
     @property
     def single(self) -> bool:
@@ -57,9 +59,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Study:
-    """The student alone, the teacher, and the methods by falling mean Dice: of several seeds, then of one."""
+    """The student alone, the teacher, and the methods by falling mean Dice: of several seeds, then of one.
+
+    ``longer`` is the student alone with more epochs than any method, the control of equal time, as it differs from the
+    student alone.
+    """
 
     alone: tuple[Arm, ...]
+    longer: Method | None
     teachers: tuple[Arm, ...]
     several: tuple[Method, ...]
     single: tuple[Method, ...]
@@ -67,7 +74,12 @@ class Study:
     @property
     def arms(self) -> tuple[Arm, ...]:
         """All arms in the order of the table."""
-        return (*self.alone, *(method.arm for method in self.methods), *self.teachers)
+        return (*self.controls, *(method.arm for method in self.methods), *self.teachers)
+
+    @property
+    def controls(self) -> tuple[Arm, ...]:
+        """The student alone, also the one that was trained for longer."""
+        return (*self.alone, self.longer.arm) if self.longer else self.alone
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -81,7 +93,8 @@ def distillers_table(
     """Return the Markdown table that compares distillers with the student alone, and its notes.
 
     The student alone comes first, then the methods of several seeds and those of one, each by falling mean Dice, then
-    the teacher. A method is compared with the student alone on its own seeds.
+    the teacher. A method is compared with the student alone on its own seeds. A student alone that was trained for
+    longer than the methods is the control of equal time, which gets a column of its own.
 
     Args:
         records: evaluation records, see :func:`load_records`; those of other protocols are left out.
@@ -98,14 +111,18 @@ def distillers_table(
     names = list(study.arms[0].records[0]["classes"].values())
     header = (
         *("method", "seeds", *(f"Dice {name}" for name in names), "Dice mean", "HD95 mean (mm)"),
-        *("Dice minus student alone, paired", "verdict", "ms per step", "extra ms"),
+        *("Dice minus student alone, paired", "verdict"),
+        *([f"minus {method_label(study.longer.arm, study)}"] if study.longer else []),
+        *("ms per step", "extra ms"),
     )
-    rows = [_row(method_label(arm, study), arm, names, NONE, "reference", times) for arm in study.alone]
-    rows += [_method_row(method, study, names, times) for method in study.several]
+    rows = [
+        _row(method_label(arm, study), arm, names, _outcome(study, NONE, "reference"), times) for arm in study.alone
+    ]
+    rows += [_method_row(method, study, names, times) for method in (study.longer, *study.several) if method]
     if study.single:
         rows.append(("_1 seed each:_", *[""] * (len(header) - 1)))
         rows += [_method_row(method, study, names, times) for method in study.single]
-    rows += [_row(method_label(arm, study), arm, names, NONE, NONE, {}) for arm in study.teachers]
+    rows += [_row(method_label(arm, study), arm, names, _outcome(study, NONE, NONE), {}) for arm in study.teachers]
     table = _table_markdown(Table(header, tuple(rows), n_text=1), bold_column=header.index("verdict"))
     return "\n\n".join([table, "\n".join(f"- {_escape(note)}" for note in _notes(study, times))])
 
@@ -116,30 +133,52 @@ def distillers_table(
 def study_of(records: Iterable[Record], protocol: str = DISTILLERS_PROTOCOL) -> Study:
     """Sort the records of a protocol into student alone, methods and teacher, and compare."""
     arms = group_arms(record for record in records if record["protocol"]["name"] == protocol)
+    distilled = [arm for arm in arms if arm.method not in ("baseline", "teacher")]
     alone = [arm for arm in arms if arm.method == "baseline"]
-    methods = [_compare(arm, alone) for arm in arms if arm.method not in ("baseline", "teacher")]
+    longer = _longer(alone, distilled)
+    alone = [arm for arm in alone if arm is not longer]
+    methods = [_compare(arm, alone, longer) for arm in distilled]
     methods.sort(key=lambda method: -(method.arm.summary("dice", "mean") or (0.0,))[0])
     return Study(
         alone=tuple(alone),
+        longer=_compare(longer, alone, None, same_schedule=False) if longer else None,
         teachers=tuple(arm for arm in arms if arm.method == "teacher"),
         several=tuple(method for method in methods if not method.single),
         single=tuple(method for method in methods if method.single),
     )
 
 
-def _compare(arm: Arm, alone: Sequence[Arm]) -> Method:
-    """Compare a method with the student alone, of whose seeds only the method's own count."""
+def _longer(alone: Sequence[Arm], distilled: Sequence[Arm]) -> Arm | None:
+    """Return the one student alone that was trained for more epochs than every method, beside another that was not."""
+    most = max((_epochs(arm) for arm in distilled), default=math.inf)
+    found = [arm for arm in alone if _epochs(arm) > most]
+    return found[0] if len(found) == 1 and len(alone) > 1 else None
+
+
+def _epochs(arm: Arm) -> int:
+    """The epochs of the arm's trainings, 0 if no record tells."""
+    return max((record["training"].get("epochs", 0) for record in arm.records if record["training"]), default=0)
+
+
+def _compare(arm: Arm, alone: Sequence[Arm], longer: Arm | None, same_schedule: bool = True) -> Method:
+    """Compare a method with the student alone, and with the one that was trained for longer."""
     if not alone:
         return Method(arm, None, None)
     baseline = max(alone, key=lambda other: _likeness(other, arm))
-    seeds = {record["seed"] for record in arm.records}
-    same = [record for record in baseline.records if record["seed"] in seeds]
     try:
-        if len(same) < len(seeds):
-            raise PairRefused(f"seeds differ: {baseline.seeds_text} in {ALONE}, {arm.seeds_text} in {arm.method}")
-        return Method(arm, paired_difference(same, arm.records), None)
+        difference = _on_its_seeds(baseline, arm, same_schedule)
+        return Method(arm, difference, None, _on_its_seeds(longer, arm, False) if longer else None)
     except PairRefused as error:
         return Method(arm, None, f"{arm.method} is not compared with the {ALONE}: {error}.")
+
+
+def _on_its_seeds(control: Arm, arm: Arm, same_schedule: bool) -> PairedDifference:
+    """Compare an arm with a control, of whose seeds only the arm's own count."""
+    seeds = {record["seed"] for record in arm.records}
+    same = [record for record in control.records if record["seed"] in seeds]
+    if len(same) < len(seeds):
+        raise PairRefused(f"seeds differ: {control.seeds_text} in {ALONE}, {arm.seeds_text} in {arm.method}")
+    return paired_difference(same, arm.records, same_schedule=same_schedule)
 
 
 def _read_steps(path: str | Path | None) -> dict[str, Any]:
@@ -163,8 +202,13 @@ def _read_steps(path: str | Path | None) -> dict[str, Any]:
 # ---------------------------------------------------------------- rows and notes
 
 
+def _outcome(study: Study, difference: str, verdict: str, equal_time: str = NONE) -> tuple[str, ...]:
+    """The cells that compare, of which the last is there with a control of equal time only."""
+    return (difference, verdict, equal_time) if study.longer else (difference, verdict)
+
+
 def _row(
-    label: str, arm: Arm, names: Sequence[str], difference: str, verdict: str, times: Mapping[str, Any]
+    label: str, arm: Arm, names: Sequence[str], outcome: tuple[str, ...], times: Mapping[str, Any]
 ) -> tuple[str, ...]:
     step = times.get("methods", {}).get(arm.method)
     missed = sum(arm.missed(name) for name in names)
@@ -172,7 +216,7 @@ def _row(
         *(label, str(len(arm.records))),
         *(_mean_sd_text(arm, "dice", name, 4) for name in (*names, "mean")),
         _mean_sd_text(arm, "hd95_mm", "mean", 2) + (f" ({missed} missed)" if missed else ""),
-        *(difference, verdict),
+        *outcome,
         f"{step['ms']:.0f}" if step else NONE,
         f"{step['extra_ms']:+.0f} ({step['ratio']:.2f}x)" if step and arm.method != "baseline" else NONE,
     )
@@ -180,16 +224,24 @@ def _row(
 
 def _method_row(method: Method, study: Study, names: Sequence[str], times: Mapping[str, Any]) -> tuple[str, ...]:
     found, label = method.difference, method_label(method.arm, study)
-    if found is None:
-        return _row(label, method.arm, names, NONE, method.verdict, times)
-    difference = f"{found.mean:+.4f} ({found.interval[0]:+.4f} to {found.interval[1]:+.4f})"
-    return _row(label, method.arm, names, difference, method.verdict, times)
+    difference = NONE if found is None else _difference_text(found)
+    equal_time = NONE
+    if method.equal_time is not None:
+        judged = "1 seed" if method.equal_time.seed_noise is None else method.equal_time.verdict
+        equal_time = f"{_difference_text(method.equal_time)}, {judged}"
+    return _row(label, method.arm, names, _outcome(study, difference, method.verdict, equal_time), times)
+
+
+def _difference_text(found: PairedDifference) -> str:
+    return f"{found.mean:+.4f} ({found.interval[0]:+.4f} to {found.interval[1]:+.4f})"
 
 
 def method_label(arm: Arm, study: Study) -> str:
-    """The method, with its schedule where it was trained by several."""
+    """The method; the longer student alone with its epochs, others with their schedule where there are several."""
     name = ALONE if arm.method == "baseline" else arm.method
-    several = sum(other.method == arm.method for other in study.arms) > 1
+    if study.longer and arm is study.longer.arm:
+        return f"{name}, {_epochs(arm)} epochs"
+    several = sum(other.method == arm.method for other in (*study.alone, *(m.arm for m in study.methods))) > 1
     return f"{name}, schedule {(arm.schedule_hash or 'unknown')[:8]}" if several else name
 
 
@@ -207,6 +259,8 @@ def _notes(study: Study, times: Mapping[str, Any]) -> Iterator[str]:
             "the interval excludes 0 and the difference exceeds the seed noise, 2 * sqrt((SD_a^2 + SD_b^2) / seeds)."
         )
         yield _luck_note(compared)
+    if study.longer:
+        yield _longer_note(study.longer, study)
     if not study.alone:
         yield f"No {ALONE} recorded to compare with."
     yield from (method.refused for method in study.methods if method.refused)
@@ -219,12 +273,22 @@ def _notes(study: Study, times: Mapping[str, Any]) -> Iterator[str]:
 def _epochs_text(study: Study) -> str:
     """How long students and teacher were trained, as far as their records tell."""
     found: dict[str, set[int]] = {"students": set(), "the teacher": set()}
-    for arm in study.arms:
+    for arm in (*study.alone, *(method.arm for method in study.methods), *study.teachers):
         trainings = [record["training"] for record in arm.records if record["training"]]
         group = "the teacher" if arm.method == "teacher" else "students"
         found[group] |= {training["epochs"] for training in trainings if "epochs" in training}
     texts = [f"{who} {' or '.join(map(str, sorted(epochs)))}" for who, epochs in found.items() if epochs]
     return f"Epochs of training: {', '.join(texts)}." if texts else ""
+
+
+def _longer_note(longer: Method, study: Study) -> str:
+    """What the control of equal time is."""
+    ratio = _epochs(longer.arm) / max(_epochs(method.arm) for method in study.methods)
+    return (
+        f"{method_label(longer.arm, study)}: {ratio:g} times the steps, the control of equal time for a method whose "
+        f"step costs {ratio:g} times the student's. Where time to train is short, a method has to beat this control "
+        "as well."
+    )
 
 
 def _luck_note(compared: Sequence[Method]) -> str:

@@ -31,7 +31,7 @@ def distillers_figure(records: Iterable[Record], protocol: str = DISTILLERS_PROT
     study = study_of(records, protocol)
     if not study.methods:
         raise ValueError(f"no distiller is recorded under the protocol '{protocol}'; run benchmarks/experiments.py")
-    arms = [*study.alone, *(method.arm for method in study.methods)]
+    arms = [*study.controls, *(method.arm for method in study.methods)]
     figure, (axes,) = _grid(1, "", widths=(1.8,), height=1.4 + 0.26 * len(arms))
     for arm in study.alone[:1]:
         _draw_band(axes, arm)

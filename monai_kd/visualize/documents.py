@@ -7,7 +7,7 @@ No number in a README or a model card is typed: a document names the protocol it
 
 and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
 ``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters: ``exports``,
-``distillers``, ``loss_costs``, ``noisy_labels``.
+``distillers``, ``loss_costs``, ``noisy_labels``, ``pulls``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.exports import exports_table
 from monai_kd.visualize.loss_costs import loss_costs_table
 from monai_kd.visualize.noisy_labels import noisy_labels_table
+from monai_kd.visualize.pulls import pulls_table
 from monai_kd.visualize.records import load_records
 from monai_kd.visualize.statistics import Record
 from monai_kd.visualize.tables import results_table
@@ -36,6 +37,7 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),
     "noisy_labels": lambda folder, _records: noisy_labels_table(folder / "zoo" / "noisy_labels.json"),
+    "pulls": lambda folder, _records: pulls_table(folder / "zoo" / "pulls.json"),
 }
 
 

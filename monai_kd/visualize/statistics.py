@@ -149,6 +149,7 @@ def paired_difference(
     b_records: Iterable[Record],
     confidence: float = 0.95,
     resamples: int = 10000,
+    same_schedule: bool = True,
 ) -> PairedDifference:
     """Compare two arms case by case: control ``a`` (baseline) and treatment ``b`` (distilled), one record a seed.
 
@@ -156,12 +157,17 @@ def paired_difference(
     from all predictions) is left out; if only some records leave it empty, those count 1 and the false positives
     of the others count as recorded, so that both arms are averaged over the same classes.
 
+    Args:
+        a_records, b_records: evaluation records.
+        confidence, resamples: see :func:`bootstrap_interval`.
+        same_schedule: False compares trainings of different length, such as two of equal time; nothing else may differ.
+
     Raises:
         PairRefused: the arms differ in protocol, section, split_hash, schedule_hash, network, classes, seeds or cases,
             the schedule is unknown, a seed occurs twice in an arm, or fewer than 2 cases are scored.
     """
     a, b = _by_seed(a_records, "a"), _by_seed(b_records, "b")
-    _refuse_unlike([*a, *b])
+    _refuse_unlike([*a, *b], same_schedule)
     seeds = tuple(record["seed"] for record in a)
     if seeds != tuple(record["seed"] for record in b):
         raise PairRefused(f"seeds differ: {_seeds_text(a)} in a, {_seeds_text(b)} in b")
@@ -213,13 +219,14 @@ def _seeds_text(records: Iterable[Record]) -> str:
     return ", ".join("unknown" if record["seed"] is None else str(record["seed"]) for record in records)
 
 
-def _refuse_unlike(records: Sequence[Record]) -> None:
+def _refuse_unlike(records: Sequence[Record], same_schedule: bool) -> None:
     first = records[0]
+    shared = {name: path for name, path in _SHARED.items() if same_schedule or name != "schedule_hash"}
     for record in records:
         if record["schedule_hash"] is None:
             raise PairRefused(f"schedule_hash is unknown in {record['run_id']}")
     for record in records:
-        for name, path in _SHARED.items():
+        for name, path in shared.items():
             expected, got = _lookup(first, path), _lookup(record, path)
             if expected != got:
                 raise PairRefused(

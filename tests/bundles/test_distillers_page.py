@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -68,7 +69,7 @@ def test_the_page_has_the_commands_that_are_tested_here():
         ["monai_kd", "calibrate"],
         ["monai.bundle", "run"],
     ]
-    assert len(blocks("yaml")) == 1
+    assert len(blocks("yaml")) == 3
     assert "`--gradient_interval 50`" in PAGE
 
 
@@ -105,15 +106,36 @@ def test_the_calibration_of_the_page_suggests_a_weight(home, phantoms):
     assert re.search(r"--terms::cwd::weight \d", text)
 
 
-def test_the_configurations_of_the_page_train(home, phantoms):
-    overlay = home / "mine.yaml"
-    overlay.write_text("\n".join(blocks("yaml")))
-    files = f"['configs/train.yaml','{overlay}']"
-    words = ["python", "-m", "monai.bundle", "run", "--config_file", files, "--bundle_root", "."]
-    run = {**small(phantoms), "epochs": 1, "run_dir": home / "run", "ckpt_dir": home / "models"}
-    text = execute([*words, "--method", "hint", "--gradient_interval", "2"], home / "bundles" / "student", run)
-    assert set(record(home / "run")["curves"]["terms"]) >= {"seg", "soft", "hint"}
-    assert re.search(r"gradient.*hint", text)
+def train_with(number: int | None, home: Path, phantoms: Path, *options: str) -> dict[str, Any]:
+    """Train with one of the page's pieces of configuration, or without; the training's record."""
+    files, run = ["configs/train.yaml"], home / f"run-{number}"
+    if number is not None:
+        files.append(str(home / "mine.yaml"))
+        (home / "mine.yaml").write_text(blocks("yaml")[number])
+    words = ["python", "-m", "monai.bundle", "run", "--config_file", str(files), "--bundle_root", ".", *options]
+    given = {**small(phantoms), "epochs": 1, "run_dir": run, "ckpt_dir": home / "models", "method": "page"}
+    text = execute(words, home / "bundles" / "student", given)
+    return {**record(run), "text": text}
+
+
+def test_features_of_several_stages_train_as_on_the_page(home, phantoms):
+    found = train_with(0, home, phantoms, "--gradient_interval", "2")
+    assert set(found["curves"]["terms"]) == {"seg", "soft", "hint"}
+    assert re.search(r"gradient.*hint", found["text"])
+
+
+def test_two_teachers_train_as_on_the_page(home, phantoms, tiny_teacher):
+    shutil.copytree(tiny_teacher, home / "second")
+    found = train_with(1, home, phantoms, "--second_root", str(home / "second"))
+    assert found["teacher"]["networks"].keys() == {"teacher", "second"}
+    assert min(found["curves"]["terms"]["soft"]) > 0
+
+
+def test_a_map_of_weights_from_the_batch_changes_the_term_as_on_the_page(home, phantoms):
+    with_map, without = (train_with(number, home, phantoms)["curves"]["terms"] for number in (2, None))
+    assert with_map["seg"] == pytest.approx(without["seg"], rel=0.05)
+    assert with_map["soft"][0] > 0
+    assert with_map["soft"] != pytest.approx(without["soft"], rel=0.01)
 
 
 def test_the_table_of_methods_is_the_folder_of_overlays():

@@ -13,8 +13,8 @@ from monai.networks.nets import BasicUNet, UNet
 from torch import nn
 
 from monai_kd.distillers import Distiller, DistillOutput, Stage, Term, pair_stages
-from monai_kd.losses import AttentionTransfer, FeatureMimic, SoftLogitKL
-from monai_kd.networks import PointwiseAdapter, SelectClasses
+from monai_kd.losses import AttentionTransfer, ChannelWiseKL, FeatureMimic, SoftLogitKL
+from monai_kd.networks import PointwiseAdapter, SelectClasses, TokensToMap
 
 
 def tiny_net(channels: int = 4, out: int = 3) -> UNet:
@@ -482,6 +482,49 @@ def test_wiring_that_cannot_be_is_named(term, shape, message):
     student, teacher = unets()
     with pytest.raises(ValueError, match=message):
         Distiller(student, {"teacher": teacher}, {"x": term()}, input_shape=shape)
+
+
+def test_a_view_of_the_batch_weighs_the_voxels_of_a_term(batch):
+    student, teacher = tiny_net(), tiny_net(8)
+    term = Term(SoftLogitKL(), target="teacher/logits", weight_map="roi")
+    distiller = Distiller(student, {"teacher": teacher}, {"soft": term}, cached={"organ": "roi"})
+    image, label = batch
+    roi = (torch.rand(label.shape) > 0.5).float()
+    found = distiller(image, label, organ=roi)
+    with torch.no_grad():
+        logits = student(image), teacher(image)
+    assert found.terms["soft"].item() == pytest.approx(SoftLogitKL()(*logits, label, roi).item(), rel=1e-5)
+    assert found.terms["soft"].item() != pytest.approx(SoftLogitKL()(*logits, label).item(), rel=1e-4)
+
+
+def test_a_weight_map_that_is_not_there_or_not_taken_is_named():
+    term = Term(SoftLogitKL(), target="teacher/logits", weight_map="roi")
+    with pytest.raises(ValueError, match=r"term 'soft' reads 'roi'; known: label, student/logits"):
+        Distiller(tiny_net(), {"teacher": tiny_net(8)}, {"soft": term})
+    with pytest.raises(TypeError, match="weight_map 'roi', and its loss AttentionTransfer takes no argument 'weight'"):
+        Term(AttentionTransfer(), "student/bottleneck", "teacher/bottleneck", weight_map="roi")
+    with pytest.raises(TypeError, match=r"weight_map must be an address such as 'roi', got \['roi'\]"):
+        Term(SoftLogitKL(), target="teacher/logits", weight_map=["roi"])
+
+
+@pytest.mark.parametrize("loss", [AttentionTransfer(), ChannelWiseKL(), FeatureMimic(standardize=True)])
+@pytest.mark.parametrize("side", ["student", "target"])
+def test_tokens_never_pass_for_a_map(loss, side):
+    tokens, fit = torch.randn(2, 8, 6), torch.randn(2, 6, 2, 2, 2)
+    term = Term(loss, ["student/a"], ["teacher/a"])
+    views = {"student/logits": torch.randn(2, 3, 8, 8, 8), "student/a": tokens, "teacher/a": tokens}
+    with pytest.raises(ValueError, match=r"compares maps with 5 axes, and 'student/a' has the shape \(2, 8, 6\)"):
+        term(views)
+    role = {"student": "adapter", "target": "target_adapter"}[side]
+    half = Term(loss, "student/a", "teacher/a", **{role: TokensToMap(grid=[2, 2, 2])})
+    both = Term(
+        loss, "student/a", "teacher/a", adapter=TokensToMap(grid=[2, 2, 2]), target_adapter=TokensToMap(grid=[2, 2, 2])
+    )
+    other = {"student": "teacher", "target": "student"}[side]
+    with pytest.raises(ValueError, match=f"'{other}/a' has the shape"):
+        half(views)
+    assert half({**views, f"{other}/a": fit}) > 0
+    assert both(views).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_factor_scales_a_term_and_its_gradient(batch):

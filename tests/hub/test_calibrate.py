@@ -177,6 +177,14 @@ def test_a_teacher_without_weights_is_named(repository, phantoms, tmp_path, monk
     assert re.search(r"error: no weights in '.*teacher/models': looked for model.pt", capsys.readouterr().err)
 
 
+def test_a_teacher_whose_weights_are_cut_short_is_named(repository, phantoms, tmp_path, monkeypatch, capsys):
+    bundle = tiny_student(repository, tmp_path / "tiny")
+    weights = bundle / "models" / "teacher" / "models" / "model.pt"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert command_line(monkeypatch, "calibrate", bundle, "--dataset_dir", phantoms) == 1
+    assert f"error: '{weights}' is no readable PyTorch checkpoint" in capsys.readouterr().err
+
+
 def test_a_bundle_without_a_distiller_is_refused(repository, phantoms):
     with pytest.raises(TypeError, match=r"train\.yaml trains a DynUNet; only a Distiller has terms to calibrate"):
         calibrate_terms(repository / "bundles" / "teacher", overrides={"dataset_dir": str(phantoms)})

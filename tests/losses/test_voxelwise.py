@@ -8,14 +8,14 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_kd.losses import DecoupledKL, ForegroundWeighting, SoftBernoulliKL, SoftLogitKL
+from monai_kd.losses import DecoupledKL, ForegroundWeighting, MultiTeacherKL, SoftBernoulliKL, SoftLogitKL
 
 GENERATOR = torch.Generator().manual_seed(0)
 STUDENT = torch.randn(2, 4, 3, 5, 4, generator=GENERATOR)
 TEACHER = torch.randn(2, 4, 3, 5, 4, generator=GENERATOR)
 LABEL = torch.randint(0, 4, (2, 1, 3, 5, 4), generator=GENERATOR)
-KINDS = [SoftLogitKL, lambda **kw: SoftLogitKL(standardize=True, **kw), SoftBernoulliKL, DecoupledKL]
-NAMES = ["kd", "lskd", "bernoulli", "dkd"]
+KINDS = [SoftLogitKL, lambda **kw: SoftLogitKL(standardize=True, **kw), SoftBernoulliKL, DecoupledKL, MultiTeacherKL]
+NAMES = ["kd", "lskd", "bernoulli", "dkd", "several"]
 every = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 
 
@@ -55,6 +55,43 @@ class TestEvery:
     def test_copies_of_the_batch_change_nothing(self, kind):
         copies = [value.repeat(3, 1, 1, 1, 1) for value in (STUDENT, TEACHER, LABEL)]
         assert kind()(*copies).item() == pytest.approx(kind()(STUDENT, TEACHER, LABEL).item(), rel=1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int64])
+    def test_a_mask_of_ones_and_zeros_leaves_voxels_out_as_the_label_255_does(self, kind, dtype):
+        mask = torch.rand(2, 1, 3, 5, 4, generator=torch.Generator().manual_seed(1)) > 0.5
+        ignored = torch.where(mask, LABEL, 255)
+        value = kind()(STUDENT, TEACHER, LABEL, mask.to(dtype))
+        assert value.item() == pytest.approx(kind()(STUDENT, TEACHER, ignored).item(), rel=1e-6)
+        assert torch.equal(value, kind()(STUDENT, TEACHER, LABEL, weight=mask.to(dtype)[:, 0]))
+
+    def test_a_weight_map_makes_a_weighted_mean(self, kind):
+        weight = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(1))
+        values = kind(reduction="none")(STUDENT, TEACHER, LABEL)
+        expected = (values * weight).sum() / weight.sum()
+        for scale in (1.0, 7.0):  # of the weights only their proportions count
+            found = kind()(STUDENT, TEACHER, LABEL, scale * weight)
+            assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+    def test_a_weight_map_of_nothing_gives_0_with_a_gradient_of_0(self, kind, value):
+        student = STUDENT.clone().requires_grad_()
+        loss = kind()(student, TEACHER, LABEL, torch.full((2, 1, 3, 5, 4), value))
+        loss.backward()
+        assert loss.item() == 0.0
+        assert not student.grad.any()
+
+    def test_a_weight_map_multiplies_with_the_losss_own_and_comes_from_any_grid(self, kind):
+        own = kind(weighting=ForegroundWeighting(0.1, 0))
+        coarse = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1, 1).expand(2, 1, 1, 1, 1)  # a weight for each sample
+        whole = coarse.expand(2, 1, 3, 5, 4)
+        values = [own(STUDENT, TEACHER, LABEL, weight).item() for weight in (coarse, whole)]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
+        assert values[0] != pytest.approx(own(STUDENT, TEACHER, LABEL).item(), rel=1e-4)
+
+    @pytest.mark.parametrize("shape", [(2, 4, 3, 5, 4), (1, 1, 3, 5, 4), (5, 4)])
+    def test_a_weight_map_of_another_shape_is_named(self, kind, shape):
+        with pytest.raises(ValueError, match=r"weight \(.*\) does not go with \(2, 4, 3, 5, 4\)"):
+            kind()(STUDENT, TEACHER, LABEL, torch.ones(shape))
 
     def test_float32_inside_autocast_and_half_precision_close_by(self, kind):
         exact = kind()(STUDENT, TEACHER, LABEL).item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 from records import arm, write_record
 
+from monai_kd.hub.calibrate import Calibration, TermPull
 from monai_kd.visualize import distillers_figure, distillers_table, results_table, write_tables
 from monai_kd.visualize.loss_costs import loss_costs_table
 from monai_kd.visualize.noisy_labels import noisy_labels_table
+from monai_kd.visualize.pulls import pulls_table
 
 # mean Dice of the student alone over its four cases: 0.83, 0.85, 0.84 by seed
 BASE = ((0.80, 0.82, 0.84, 0.86), (0.82, 0.84, 0.86, 0.88), (0.81, 0.83, 0.85, 0.87))
@@ -134,6 +137,51 @@ def test_misses_are_counted_beside_the_distance():
     assert "Missed:" not in distillers_table(study())
 
 
+# ---------------------------------------------------------------- the control of equal time
+
+
+def longer(by: float = 0.03, seeds: int = 3) -> list[dict[str, Any]]:
+    """The student alone for 210 epochs, where the others have 60."""
+    records = method("baseline", shifted(by, seeds), schedule="8" * 64)
+    for record in records:
+        record["training"]["epochs"] = 210
+    return records
+
+
+def test_a_longer_student_alone_is_the_control_of_equal_time(steps):
+    table = distillers_table([*longer(), *study()], steps)
+    found = rows(table)
+    assert "| verdict | minus student alone, 210 epochs | ms per step |" in table
+    assert list(found)[:3] == ["student alone", "student alone, 210 epochs", "at"]
+    assert found["student alone"][VERDICT : VERDICT + 3] == ["reference", "-", "100"]
+    assert found["student alone, 210 epochs"][4] == "0.8700 ± 0.0100"
+    assert found["student alone, 210 epochs"][DIFFERENCE : VERDICT + 2] == [
+        *("+0.0300 (+0.0300 to +0.0300)", "**gain**", "-")
+    ]
+    # 0.05 better than the student alone and 0.02 than the longer one; the seed noise is 0.0163
+    assert found["at"][DIFFERENCE : VERDICT + 2] == [
+        *("+0.0500 (+0.0500 to +0.0500)", "**gain**", "+0.0200 (+0.0200 to +0.0200), gain")
+    ]
+    assert found["kd"][VERDICT + 1] == "-0.0200 (-0.0200 to -0.0200), loss"
+    assert found["lskd"][VERDICT + 1] == "-0.0100 (-0.0100 to -0.0100), 1 seed"
+    assert found["teacher"][DIFFERENCE : VERDICT + 2] == ["-", "-", "-"]
+    assert "student alone, 210 epochs: 3.5 times the steps, the control of equal time" in table
+    assert "Epochs of training: students 60, the teacher 60." in table
+    assert {cells[VERDICT] for cells in rows(distillers_table(study())).values()} >= {"reference", "**gain**"}
+
+
+def test_without_a_shorter_one_a_longer_student_alone_is_no_control():
+    records = [*longer(), *(record for record in study() if record["method"] != "baseline")]
+    found = rows(distillers_table(records))
+    assert found["kd"][VERDICT] == "refused"
+    assert "student alone, 210 epochs" not in found
+
+
+def test_a_seed_that_the_control_of_equal_time_lacks_is_refused():
+    table = distillers_table([*longer(seeds=1), *study()])
+    assert "kd is not compared with the student alone: seeds differ: 0 in student alone, 0, 1, 2 in kd." in table
+
+
 # ---------------------------------------------------------------- what the notes say
 
 
@@ -229,7 +277,7 @@ def test_records_of_the_short_schedule_stay_out_of_the_other_table(results_dir):
     )
 
 
-@pytest.mark.parametrize("name", ["exports", "distillers", "loss_costs", "noisy_labels"])
+@pytest.mark.parametrize("name", ["exports", "distillers", "loss_costs", "noisy_labels", "pulls"])
 def test_a_table_of_its_own_takes_no_filters(results_dir, name):
     path = page(results_dir, f"{name} methods=kd")
     with pytest.raises(ValueError, match=rf"page\.md:2: the table '{name}' takes no filters, got 'methods=kd'"):
@@ -353,3 +401,95 @@ def test_a_broken_record_of_noisy_labels_is_named(noisy, text):
     noisy.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"noisy_labels\.json' is no record of noisy labels"):
         noisy_labels_table(noisy)
+
+
+# ---------------------------------------------------------------- how hard terms pull
+
+
+def pull(weight: float, ratio: float, sd: float, suggested: float | None) -> dict[str, float | None]:
+    return {"weight": weight, "ratio": ratio, "sd": sd, "suggested": suggested}
+
+
+SEG = pull(1.0, 1.0, 0.0, None)
+PULLS: dict[str, Any] = {
+    "device": {"type": "cpu", "name": "AMD EPYC", "threads": 1},
+    "data": "hippocampus",
+    "precision": "bfloat16",
+    "batches": 10,
+    "warmup": 20,
+    "reference": "seg",
+    "overlays": {
+        "dist": {"seg": SEG, "dist": pull(1.0, 1.525, 0.294, 0.65574)},
+        "emkd": {"seg": SEG, "affinity": pull(0.9, 0.0, 0.0, None), "importance": pull(0.9, 6.0, 1.25, 0.15)},
+        "at": {"seg": SEG, "at": pull(2.0, 25.04, 4.0, 0.0798722)},
+    },
+}
+
+
+@pytest.fixture
+def pulls(tmp_path: Path) -> Path:
+    path = tmp_path / "zoo" / "pulls.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(PULLS), encoding="utf-8")
+    return path
+
+
+def cells(table: str) -> list[list[str]]:
+    """The cells of each row below the header."""
+    lines = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_pulls_by_hand_the_overlay_of_the_strongest_term_first_and_without_the_reference(pulls):
+    path = page(pulls.parents[1], "pulls")
+    assert write_tables(pulls.parents[1], [path]) == [path]
+    text = path.read_text(encoding="utf-8")
+    assert "| overlay | term | weight | ratio, mean ± SD | weight for ratio 1 |" in text
+    assert cells(text) == [
+        ["at", "at", "2", "25 ± 4", "0.0799"],
+        ["emkd", "importance", "0.9", "6 ± 1.2", "0.15"],
+        ["emkd", "affinity", "0.9", "0 ± 0", "no gradient"],
+        ["dist", "dist", "1", "1.52 ± 0.29", "0.656"],
+    ]
+    assert "after 20 iterations on `seg` alone, on 10 batches of hippocampus," in text
+    assert "bfloat16 on AMD EPYC, 1 thread." in text
+    assert write_tables(pulls.parents[1], [path], check=True) == []
+
+
+def test_pulls_on_one_batch_have_no_deviation(pulls):
+    pulls.write_text(json.dumps({**PULLS, "batches": 1, "warmup": 0}), encoding="utf-8")
+    table = pulls_table(pulls)
+    assert [row[3] for row in cells(table)] == ["25", "6", "0", "1.52"]
+    assert "at the random start, on 1 batch of hippocampus," in table
+
+
+def test_what_the_benchmark_records_of_a_calibration_is_what_the_table_reads(pulls, repository, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    benchmark = importlib.import_module("pulls")
+    measured = [TermPull("seg", 1.0, 1.0, 0.0, None), TermPull("kd", 2.0, 5.0, 0.5, 0.4)]
+    found = {"kd": benchmark.entry(Calibration(measured, "seg", 1.0, 10, 20))}
+    pulls.write_text(json.dumps({**PULLS, "overlays": found}), encoding="utf-8")
+    assert cells(pulls_table(pulls)) == [["kd", "kd", "2", "5 ± 0.5", "0.4"]]
+    assert len(benchmark.overlays()) == len(list((repository / "bundles/student/configs/distillers").glob("*.yaml")))
+    assert {"at", "kd", "self"} <= set(benchmark.overlays())
+
+
+def test_without_a_record_of_pulls_the_table_says_so(tmp_path):
+    assert pulls_table(tmp_path / "pulls.json") == "No results recorded."
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError: 'reference'"),
+        (json.dumps({**PULLS, "overlays": {"kd": {"seg": SEG}}}), "overlay 'kd' has no term besides 'seg'"),
+        (json.dumps({**PULLS, "overlays": {"kd": {"kd": {"ratio": 1.0}}}}), "KeyError"),
+        (json.dumps({**PULLS, "overlays": {"kd": {"kd": {**SEG, "ratio": None}}}}), "TypeError"),
+    ],
+)
+def test_a_broken_record_of_pulls_is_named(pulls, text, reason):
+    pulls.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"pulls\.json' is no record of pulls: .*{reason}"):
+        pulls_table(pulls)

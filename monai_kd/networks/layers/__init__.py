@@ -1,0 +1,14 @@
+"""Layers that MONAI lacks."""
+
+from monai_kd.networks.layers.depth_shift import DepthShift, DistillDepthShift, ResidualDepthShift, SliceExchange
+from monai_kd.networks.layers.slice_count import SliceCount, fold, unfold
+
+__all__ = [
+    "DepthShift",
+    "DistillDepthShift",
+    "ResidualDepthShift",
+    "SliceCount",
+    "SliceExchange",
+    "fold",
+    "unfold",
+]

@@ -1,0 +1,33 @@
+"""How many slices the volumes hold that are folded into a batch."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["SliceCount", "fold", "unfold"]
+
+
+class SliceCount(threading.local):
+    """The number of slices per volume, known to a network that folds them and to the layers inside it.
+
+    A layer of a 2-D network sees a batch of slices and cannot tell where a volume ends. Each thread has a number of its
+    own, so that one network can serve several at once.
+    """
+
+    slices: int = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()  # copies and pickles of a network share one among themselves
+
+
+def fold(volume: Tensor, depth_axis: int) -> Tensor:
+    """Return ``(B, C, *spatial)`` with three spatial axes as slices ``(B * D, C, H, W)``; H and W keep their order."""
+    return volume.movedim(2 + depth_axis, 1).flatten(0, 1)
+
+
+def unfold(slices: Tensor, count: int, depth_axis: int) -> Tensor:
+    """Undo :func:`fold`, as a view."""
+    return slices.unflatten(0, (-1, count)).movedim(1, 2 + depth_axis)

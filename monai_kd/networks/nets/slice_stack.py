@@ -1,0 +1,96 @@
+"""A 2-D network that runs on every slice of a volume, and whose layers may exchange features between slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from monai_kd.networks.layers.depth_shift import SliceExchange
+from monai_kd.networks.layers.slice_count import SliceCount, fold, unfold
+
+__all__ = ["SliceStack"]
+
+LAYOUTS = ("auto", "channels_last", "contiguous")
+
+
+class SliceStack(nn.Module):
+    """Run a 2-D network on all slices of a volume at once, folded into the batch.
+
+    Layers of the network that exchange features between slices (:class:`monai_kd.networks.layers.SliceExchange`) learn
+    from here where a volume ends. Depth, height and width come from the input: any depth works, also a single slice.
+
+    Args:
+        network: maps slices ``(N, C, H, W)`` to ``(N, K, H, W)``.
+        depth_axis: spatial axis of the slices, 0 to 2; None takes that of the largest spacing.
+        spacing: voxel spacing along the three spatial axes, e.g. in mm, for ``depth_axis`` None: slices are stacked
+            along the coarsest axis, the last of equals. Without both it is the last axis, as in MONAI's volumes.
+        layout: memory layout of the slices. ``channels_last`` is the fastest of exact ones wherever it was measured and
+            is what ``auto`` takes, but for a tracer, which need not know; ``contiguous`` leaves it as it comes.
+
+    Shape:
+        ``(B, C, *spatial)`` with three spatial axes, to ``(B, K, *spatial)``.
+
+    Attributes:
+        depth_axis: the spatial axis of the slices.
+        halo: how many slices away an input slice can change an output slice, at most.
+
+    Raises:
+        ValueError: a setting out of range; on use, an input that is no such volume.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        depth_axis: int | None = None,
+        spacing: Sequence[float] | None = None,
+        layout: str = "auto",
+    ) -> None:
+        super().__init__()
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout is {layout!r}; known: {', '.join(LAYOUTS)}")
+        self.depth_axis = _slice_axis(depth_axis, spacing)
+        self.layout = layout
+        self.network = network
+        self.count = SliceCount()
+        for exchange in self.exchanges:
+            exchange.count = self.count
+
+    @property
+    def exchanges(self) -> list[SliceExchange]:
+        """The layers that exchange features between slices, in the order of the network's modules."""
+        return [module for module in self.network.modules() if isinstance(module, SliceExchange)]
+
+    @property
+    def halo(self) -> int:
+        return len(self.exchanges)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        if volume.ndim != 5:
+            raise ValueError(
+                f"{type(self).__name__} got {tuple(volume.shape)}; it takes a volume (B, C, *spatial) with three "
+                f"spatial axes, slices along spatial axis {self.depth_axis}"
+            )
+        count = volume.shape[2 + self.depth_axis]
+        self.count.slices = count
+        return unfold(self.network(self.laid_out(fold(volume, self.depth_axis))), count, self.depth_axis)
+
+    def laid_out(self, slices: Tensor) -> Tensor:
+        """Return slices ``(N, C, H, W)`` in the memory layout in which the network runs."""
+        return slices.contiguous(memory_format=torch.channels_last) if self.layout != "contiguous" else slices
+
+    def as_volume(self, features: Tensor) -> Tensor:
+        """Return the features of slices as those of the volumes of the last forward pass, as a view."""
+        return unfold(features, self.count.slices, self.depth_axis)
+
+
+def _slice_axis(depth_axis: int | None, spacing: Sequence[float] | None) -> int:
+    if spacing is not None and (len(spacing) != 3 or not all(value > 0 for value in spacing)):
+        raise ValueError(f"spacing is {spacing!r}; it must be three numbers above 0, one for each spatial axis")
+    if depth_axis is None:
+        coarsest = max(spacing) if spacing is not None else None
+        return 2 if spacing is None else max(axis for axis in range(3) if spacing[axis] == coarsest)
+    if isinstance(depth_axis, bool) or depth_axis not in (0, 1, 2):
+        raise ValueError(f"depth_axis is {depth_axis!r}; it must be 0, 1 or 2, a spatial axis of the volume, or None")
+    return int(depth_axis)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def literal(layer: DistillDepthShift, features: Tensor) -> Tensor:
     """The definition: three convolutions, slice by slice, volume by volume; (B, C, D, H, W)."""
     width, quarter = layer.width, layer.width // 4
     parts = [0, 2 * quarter, 2 * quarter, width] if layer.causal else [0, quarter, 2 * quarter, width]
-    pairs = [(layer.conv.weight[a:b], layer.conv.bias[a:b]) for a, b in zip(parts, parts[1:])]
+    pairs = [(layer.conv.weight[a:b], layer.conv.bias[a:b]) for a, b in pairwise(parts)]
     volumes = []
     for one in features:
         taken = [one[:width, index].unsqueeze(0) for index in range(one.shape[1])]

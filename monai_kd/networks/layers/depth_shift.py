@@ -1,4 +1,4 @@
-"""Layers of 2-D networks that exchange features between neighboring slices (Maheshwari et al. 2021; Lin et al. 2019)."""
+"""Layers of 2-D networks that exchange features between slices (Lin et al. 2019; Maheshwari et al. 2021)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from monai_kd.networks.layers.slice_count import SliceCount
 from monai_kd.networks.layers.slice_shift import ENDS, shift_slices
 
-__all__ = ["DepthShift", "DistillDepthShift", "ResidualDepthShift", "SliceExchange", "Shares"]
+__all__ = ["DepthShift", "DistillDepthShift", "ResidualDepthShift", "Shares", "SliceExchange"]
 
 
 class Shares(NamedTuple):
@@ -261,7 +261,8 @@ class DistillDepthShift(SliceExchange):
         slices = self._slices(features)
         if features.shape[1] != self.channels:
             raise ValueError(
-                f"DistillDepthShift of {self.channels} channels got {tuple(features.shape)}, {features.shape[1]} channels"
+                f"DistillDepthShift of {self.channels} channels got {tuple(features.shape)}, "
+                f"{features.shape[1]} channels"
             )
         return slices
 
@@ -276,8 +277,8 @@ class DistillDepthShift(SliceExchange):
         if self.norm is not None or self.act is not None:  # they are 2-D
             folded = self._maps(taken.movedim(2, 1).flatten(0, 1), taken.shape[2])
             return folded.unflatten(0, (-1, taken.shape[2])).movedim(1, 2)
-        padding = (0, *self.conv.padding)  # type: ignore[misc]
-        return F.conv3d(taken, self.conv.weight.unsqueeze(2), self.conv.bias, padding=padding)
+        size = self.conv.kernel_size[0] // 2
+        return F.conv3d(taken, self.conv.weight.unsqueeze(2), self.conv.bias, padding=(0, size, size))
 
 
 def _width(channels: int, alpha: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ class _SliceUNet(nn.Module):
         if len(channels) < 2 or not all(isinstance(size, int) and size > 0 for size in channels):
             raise ValueError(f"channels is {channels!r}; give a whole number above 0 for each of at least 2 levels")
         self.stem = nn.Sequential(_unit(in_channels, channels[0], norm), _unit(channels[0], channels[0], norm))
-        down = [(entry, width, width) for entry, width in zip(channels[:-1], channels[1:], strict=True)]
+        down = [(entry, width, width) for entry, width in pairwise(channels)]
         self.down = nn.ModuleList(_Block(sizes, make, residual, norm) for sizes in down)
         up, previous = [], channels[-1]
         for level in range(len(channels) - 2, -1, -1):
@@ -181,10 +182,12 @@ class _SliceUNet(nn.Module):
         """Do the same for one slice, see :meth:`DSMUNet.slice_steps`."""
         features = self.stem(features)
         skips = []
-        for block in self.down:
+        down: Any = self.down
+        up: Any = self.up
+        for block in down:
             skips.append(features)
             features = yield from block.steps(F.max_pool2d(features, 2))
-        for block in self.up:
+        for block in up:
             features = yield from block.steps(_joined(skips.pop(), features))
         logits: Tensor = self.head(features)
         return logits

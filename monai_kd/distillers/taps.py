@@ -70,6 +70,7 @@ def stage_paths(network: nn.Module) -> dict[str, str]:
       connection passes with ``normalize=True``.
     - FlexibleUNet: the encoder starts at half resolution; ``decoder_0`` is the decoder stage above it, at full
       resolution. A backbone other than ResNet or EfficientNet shows its decoder stages only.
+    - A network that names its stages itself by an attribute ``tap_stages``, name to path, such as our own networks.
     - A wrapper, a module whose only child is called ``network``: the stages inside, under the same names. They lie on
       the grid of the wrapped network.
     - An ensemble, a module whose only child is a ``ModuleList`` called ``networks``: the stages of every member, as
@@ -79,6 +80,8 @@ def stage_paths(network: nn.Module) -> dict[str, str]:
         Stage name to path as in ``named_modules()``: ``encoder_1``..``encoder_n``, ``bottleneck``,
         ``decoder_n``..``decoder_1``. Empty for any other network; its module paths remain usable in ``FeatureTaps``.
     """
+    if isinstance(own := getattr(network, "tap_stages", None), Mapping):
+        return dict(own)
     for network_class, find_stages in _FINDERS.items():
         if isinstance(network, network_class):
             return find_stages(network).named()
@@ -209,7 +212,8 @@ class FeatureTaps:
         names: the aliases, in the order given.
 
     Shape:
-        every feature: as the module returns it, ``(B, C, *spatial)`` for stages, as a plain tensor of the graph.
+        every feature: as the module returns it, ``(B, C, *spatial)`` for stages, as a plain tensor of the graph. What a
+        network that folds its volumes into slices (one with ``as_volume``) returns inside is unfolded, as a view.
 
     Raises:
         ValueError: an unknown stage or path, an alias given twice, or taps in TorchScript (hooks inside do not run).
@@ -229,6 +233,7 @@ class FeatureTaps:
         self.paths: dict[str, str] = _resolve_paths(network, _as_mapping(taps))
         for alias, path in self.paths.items():
             _refuse_torchscript(network.get_submodule(path), f"tap '{alias}' ({path}) of {_name(network)}")
+        self._folding = {alias: _folding(network, path) for alias, path in self.paths.items()}
         self._inner = _inner_aliases(network, self.paths)
         self._features: dict[str, torch.Tensor] | None = None
         self._versions: dict[str, int] = {}
@@ -278,8 +283,10 @@ class FeatureTaps:
                     "use one context per forward pass, or tap a module that runs once"
                 )
             tensor = _single_tensor(output, alias, path, self.network)
-            # clone: an in-place layer may follow
-            features[alias] = tensor.clone() if alias in self._inner else tensor
+            # an in-place layer may follow
+            tensor = tensor.clone() if alias in self._inner else tensor
+            folding = self._folding[alias]
+            features[alias] = tensor if folding is None else _unfolded(self.network.get_submodule(folding), tensor)
             if not tensor.is_inference():  # inference tensors carry no version
                 self._versions[alias] = features[alias]._version
 
@@ -301,6 +308,18 @@ class FeatureTaps:
                     f"tap '{alias}' ({self.paths[alias]}) of {_name(self.network)} was overwritten in place by a later "
                     "layer: build the network with inplace=False there, or tap another stage"
                 )
+
+
+def _unfolded(folding: Any, slices: torch.Tensor) -> torch.Tensor:
+    volume: torch.Tensor = folding.as_volume(slices)
+    return volume
+
+
+def _folding(network: nn.Module, path: str) -> str | None:
+    """Return the path of the network round a module that folds volumes into slices, if one does."""
+    steps = path.split(".")
+    around = (".".join(steps[:length]) for length in range(len(steps)))
+    return next((prefix for prefix in around if hasattr(network.get_submodule(prefix), "as_volume")), None)
 
 
 def _refuse_torchscript(module: nn.Module, name: str) -> None:

@@ -6,8 +6,12 @@ import copy
 
 import pytest
 import torch
+from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
+from monai_kd.distillers import Distiller, FeatureTaps, Term, stage_paths
+from monai_kd.losses import AttentionTransfer
+from monai_kd.networks.layers import fold
 from monai_kd.networks.nets import DSMUNet
 
 SMALL = {"channels": (8, 8, 16)}
@@ -206,3 +210,30 @@ def test_one_exported_graph_serves_any_depth_height_and_width(exchange):
         graph = torch.export.export(network, (volume(2, 1, 16, 20, 6),), dynamic_shapes=shapes).module()
         for size in SIZES:
             torch.testing.assert_close(graph(volume(*size)), network(volume(*size)), rtol=1e-4, atol=1e-5)
+
+
+def test_its_stages_are_named_and_come_as_volumes():
+    network, image = net(channels=(8, 8, 16, 16)), volume(2, 1, 16, 24, 5)
+    stages = {
+        **{"encoder_1": (8, 16, 24), "encoder_2": (8, 8, 12), "encoder_3": (16, 4, 6), "bottleneck": (16, 2, 3)},
+        **{"decoder_3": (8, 4, 6), "decoder_2": (8, 8, 12), "decoder_1": (8, 16, 24)},
+    }
+    with torch.no_grad():
+        with FeatureTaps(network, list(stage_paths(network))) as features:
+            logits = network(image)
+        shapes = {name: (value.shape[1], *value.shape[2:4]) for name, value in features.items()}
+        assert shapes == stages
+        assert {(value.shape[0], value.shape[4]) for value in features.values()} == {(2, 5)}
+        head = network.network.head(fold(features["decoder_1"], 2))
+        torch.testing.assert_close(network.as_volume(head), logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_3d_teacher_meets_its_stages_by_stride():
+    teacher = BasicUNet(3, 1, 2, features=(8, 8, 8, 8, 8, 8)).eval()
+    pairs = {"student": "student/bottleneck", "target": "teacher/down_2"}
+    term = Term(AttentionTransfer(), **pairs)
+    distiller = Distiller(net().train(), {"teacher": teacher}, {"at": term}, {"teacher": ["down_2"]})
+    output = distiller(volume(1, 1, 32, 32, 32), volume(1, 1, 32, 32, 32))
+    output.loss.backward()
+    assert output.terms["at"] > 0
+    assert distiller.student.network.stem[0][0].weight.grad.any()

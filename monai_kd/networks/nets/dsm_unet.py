@@ -167,6 +167,15 @@ class _SliceUNet(nn.Module):
         self.up = nn.ModuleList(_Block(sizes, make, residual, norm) for sizes in up)
         self.head = nn.Conv2d(previous, out_channels, 1)
 
+    @property
+    def tap_stages(self) -> dict[str, str]:
+        """Readable names of the stages, see :func:`monai_kd.distillers.stage_paths`."""
+        depth = len(self.down)
+        encoders = ["stem", *(f"down.{index}" for index in range(depth - 1))]
+        named = {f"encoder_{number}": path for number, path in enumerate(encoders, start=1)}
+        decoders = {f"decoder_{depth - index}": f"up.{index}" for index in range(depth)}
+        return {**named, "bottleneck": f"down.{depth - 1}", **decoders}
+
     def forward(self, features: Tensor) -> Tensor:
         features = self.stem(features)
         skips = []

@@ -1,5 +1,7 @@
 """Inferers that MONAI lacks."""
 
 from monai_kd.inferers.autocast import AutocastInferer, cpu_has_bfloat16
+from monai_kd.inferers.depth_chunks import ChunkedDepthInferer
+from monai_kd.inferers.depth_stream import StreamingDepthInferer
 
-__all__ = ["AutocastInferer", "cpu_has_bfloat16"]
+__all__ = ["AutocastInferer", "ChunkedDepthInferer", "StreamingDepthInferer", "cpu_has_bfloat16"]

@@ -6,8 +6,8 @@ No number in a README or a model card is typed: a document names the protocol it
     <!-- <<< results -->
 
 and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
-``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters: ``exports``,
-``distillers``, ``loss_costs``, ``noisy_labels``, ``pulls``.
+``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters:
+``depth_shift``, ``distillers``, ``exports``, ``loss_costs``, ``noisy_labels``, ``pulls``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from monai_kd.visualize.depth_shift_costs import depth_shift_table
 from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.exports import exports_table
 from monai_kd.visualize.loss_costs import loss_costs_table
@@ -33,6 +34,7 @@ _CLOSE = "<!-- <<< results -->"
 _FILTERS = ("bundles", "methods", "sections")
 # tables that are no protocol's: each from the folder of the records and the records
 _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
+    "depth_shift": lambda folder, _records: depth_shift_table(folder / "depth_shift.json"),
     "exports": lambda folder, _records: exports_table(folder / "exports.json"),
     "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),

@@ -10,14 +10,26 @@ from torch import Tensor
 __all__ = ["SliceCount", "fold", "unfold"]
 
 
-class SliceCount(threading.local):
+class SliceCount:
     """The number of slices per volume, known to a network that folds them and to the layers inside it.
 
     A layer of a 2-D network sees a batch of slices and cannot tell where a volume ends. Each thread has a number of its
-    own, so that one network can serve several at once.
+    own, so that one network can serve several at once. A thread that set none takes the one set last: activation
+    checkpointing computes a forward pass again in the thread of the backward pass.
     """
 
-    slices: int = 1
+    def __init__(self) -> None:
+        self._own = threading.local()
+        self._last = 1
+
+    @property
+    def slices(self) -> int:
+        number: int = getattr(self._own, "slices", self._last)
+        return number
+
+    @slices.setter
+    def slices(self, number: int) -> None:
+        self._own.slices = self._last = number
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()  # copies and pickles of a network share one among themselves
@@ -29,5 +41,5 @@ def fold(volume: Tensor, depth_axis: int) -> Tensor:
 
 
 def unfold(slices: Tensor, count: int, depth_axis: int) -> Tensor:
-    """Undo :func:`fold`, as a view."""
-    return slices.unflatten(0, (-1, count)).movedim(1, 2 + depth_axis)
+    """Undo :func:`fold`, as a view; also of several heads, ``(B * D, heads, K, H, W)``."""
+    return slices.unflatten(0, (-1, count)).movedim(1, slices.ndim - 2 + depth_axis)

@@ -79,9 +79,9 @@ def _shifted_by_concatenation(
     stay = stack.narrow(channel, sum(shares), stack.shape[channel] - sum(shares))
     length = stack.shape[axis]
     first, last = _end_slices(onward, back, axis, ends)
-    parts = [
-        torch.cat([first, onward.narrow(axis, 0, length - 1)], dim=axis),
-        torch.cat([back.narrow(axis, 1, length - 1), last], dim=axis),
+    parts = [  # no size of length - 1, on which an exporter would make a rule
+        torch.cat([first, onward], dim=axis).narrow(axis, 0, length),
+        torch.cat([back, last], dim=axis).narrow(axis, 1, length),
         stay,
     ]
     if rest is not None:

@@ -1,6 +1,7 @@
 """Segmentation networks that MONAI lacks, with ``(in_channels, out_channels)`` as MONAI names them."""
 
 from monai_kd.networks.nets.dsm_unet import DSMUNet
+from monai_kd.networks.nets.insert_depth_shift import insert_depth_shift
 from monai_kd.networks.nets.slice_stack import SliceStack
 
-__all__ = ["DSMUNet", "SliceStack"]
+__all__ = ["DSMUNet", "SliceStack", "insert_depth_shift"]

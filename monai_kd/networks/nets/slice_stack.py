@@ -30,7 +30,8 @@ class SliceStack(nn.Module):
             is what ``auto`` takes, but for a tracer, which need not know; ``contiguous`` leaves it as it comes.
 
     Shape:
-        ``(B, C, *spatial)`` with three spatial axes, to ``(B, K, *spatial)``.
+        ``(B, C, *spatial)`` with three spatial axes, to ``(B, K, *spatial)``; of stacked heads ``(N, heads, K, H, W)``,
+        as DynUNet's deep supervision gives them in training, to ``(B, heads, K, *spatial)``.
 
     Attributes:
         depth_axis: the spatial axis of the slices.
@@ -38,6 +39,7 @@ class SliceStack(nn.Module):
 
     Raises:
         ValueError: a setting out of range; on use, an input that is no such volume.
+        TypeError: on use, the network returns something else than one tensor.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class SliceStack(nn.Module):
         self.depth_axis = _slice_axis(depth_axis, spacing)
         self.layout = layout
         self.network = network
+        self.training = network.training
         self.count = SliceCount()
         for exchange in self.exchanges:
             exchange.count = self.count
@@ -74,11 +77,19 @@ class SliceStack(nn.Module):
             )
         count = volume.shape[2 + self.depth_axis]
         self.count.slices = count
-        return unfold(self.network(self.laid_out(fold(volume, self.depth_axis))), count, self.depth_axis)
+        output = self.network(self.laid_out(fold(volume, self.depth_axis)))
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"{type(self.network).__name__} returned a {type(output).__name__}; a network of slices must return one "
+                "tensor (several heads stacked along axis 1)"
+            )
+        return unfold(output, count, self.depth_axis)
 
     def laid_out(self, slices: Tensor) -> Tensor:
         """Return slices ``(N, C, H, W)`` in the memory layout in which the network runs."""
-        return slices.contiguous(memory_format=torch.channels_last) if self.layout != "contiguous" else slices
+        if self.layout == "contiguous":
+            return slices
+        return slices.contiguous(memory_format=torch.channels_last)
 
     def as_volume(self, features: Tensor) -> Tensor:
         """Return the features of slices as those of the volumes of the last forward pass, as a view."""

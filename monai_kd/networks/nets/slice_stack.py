@@ -80,8 +80,8 @@ class SliceStack(nn.Module):
         output = self.network(self.laid_out(fold(volume, self.depth_axis)))
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"{type(self.network).__name__} returned a {type(output).__name__}; a network of slices must return one "
-                "tensor (several heads stacked along axis 1)"
+                f"{type(self.network).__name__} returned a {type(output).__name__}; a network of slices must return "
+                "one tensor (several heads stacked along axis 1)"
             )
         return unfold(output, count, self.depth_axis)
 

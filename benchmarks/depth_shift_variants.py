@@ -9,23 +9,23 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from depth_shift_networks import PASSES, Trial, Volume
-from interleaved import Timer, Times, interleave, medians, paired, relative_error
+from depth_shift_trials import PASSES, Skipped, Trial, Variant, Volume, as_variant, make_trial
+from interleaved import Times, interleave, medians, paired, relative_error
 from monai.utils import optional_import
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from monai_kd.networks.nets import DSMUNet
-
 PLAIN = "float32"
 # blocks of any size come from the heap, which is not given back: no page is mapped anew for large tensors
 RETENTION = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30)}
+SETTLING = 10  # runs
 
 
 class Sizes(NamedTuple):
@@ -42,36 +42,7 @@ FULL = Sizes(Volume(24, 128), Volume(145, 128), (15, 64))
 QUICK = Sizes(Volume(4, 32), Volume(40, 16), (15,))
 
 
-class Variant(NamedTuple):
-    """A way to run the network: its results, what times each pass, and what ends it."""
-
-    results: dict[str, Callable[[], Tensor]]  # of the passes: output and gradient
-    timers: dict[str, Timer]
-    close: Callable[[], None] = lambda: None
-
-
-class Skipped(Exception):
-    """A variant that this machine cannot run; the reason is its message."""
-
-
 # ---- ways -----------------------------------------------------------------------------------------------------------
-
-
-def make_trial(size: Volume, device: str, call: Callable[[nn.Module], Any] | None = None) -> Trial:
-    """Build the same network and input each time, the running statistics of its norms taken from volumes."""
-    torch.manual_seed(0)
-    network = DSMUNet(1, 1, depth_axis=0).to(device)
-    with torch.no_grad():
-        for _ in range(3):
-            network(torch.randn((1, 1, 4, 32, 32)).to(device))
-    volume = torch.randn(size.shape).to(device)
-    return Trial(network, volume, None if call is None else call(network))
-
-
-def as_variant(trial: Trial, device: str, passes: tuple[str, ...] = PASSES) -> Variant:
-    timers = trial.timers(device)
-    results = {"forward": trial.output, "step": trial.gradient}
-    return Variant({which: results[which] for which in passes}, {which: timers[which] for which in passes})
 
 
 def bfloat16(network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -92,6 +63,7 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
         raise Skipped("no C++ compiler: torch.compile needs one, e.g. g++")
     torch.compiler.reset()
     torch._inductor.config.force_disable_caches = True
+    warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")  # by the line above
     return torch.compile(network, fullgraph=True)
 
 
@@ -121,12 +93,21 @@ def inferer(name: str, **settings: Any) -> Callable[[nn.Module], Callable[[Tenso
 
 
 def _serve(connection: Connection, size: Volume, passes: tuple[str, ...], threads: int) -> None:
-    """Run float32 on demand: asked for the result or for the time of a pass."""
+    """Run float32 on demand: asked for the result, the time or the page faults of a pass."""
     torch.set_num_threads(threads)
+    for which in passes:  # the heap grows for some runs until all that they take is found free again
+        settling = as_variant(make_trial(size, "cpu"), "cpu", passes).timers[which]
+        for _ in range(SETTLING):
+            settling()
     variant = as_variant(make_trial(size, "cpu"), "cpu", passes)
-    while (asked := connection.recv()) is not None:
-        what, which = asked
-        connection.send(tuple(variant.timers[which]()) if what == "time" else variant.results[which]().numpy())
+    asked_for: dict[str, Callable[[str], Any]] = {
+        "result": lambda which: variant.results[which]().numpy(),
+        "time": lambda which: tuple(variant.timers[which]()),
+        "faults": lambda which: variant.faults[which](),
+    }
+    while True:  # until it is terminated
+        what, which = connection.recv()
+        connection.send(asked_for[what](which))
 
 
 def retaining(size: Volume, device: str, passes: tuple[str, ...]) -> Variant:
@@ -154,12 +135,13 @@ def retaining(size: Volume, device: str, passes: tuple[str, ...]) -> Variant:
         return ours.recv()
 
     def close() -> None:
-        ours.send(None)
+        process.terminate()
         process.join()
 
     return Variant(
         {which: lambda which=which: torch.from_numpy(np.array(ask("result", which))) for which in passes},
         {which: lambda which=which: Times(*ask("time", which)) for which in passes},
+        {which: lambda which=which: ask("faults", which) for which in passes},
         close,
     )
 
@@ -224,7 +206,8 @@ def _measured(size: Volume, makers: dict[str, Callable[[], Variant]], rounds: in
             timers = {name: each.timers[which] for name, each in variants.items() if which in each.timers}
             times = interleave(timers, rounds, f"variants, {size.slices} slices, {which}")
             for name, own in times.items():
-                found[name][which] |= {**medians(own), "time_ratio": paired(own, times[PLAIN])}
+                faults = variants[name].faults[which]()
+                found[name][which] |= {**medians(own), "time_ratio": paired(own, times[PLAIN]), "page_faults": faults}
     finally:
         for variant in variants.values():
             variant.close()

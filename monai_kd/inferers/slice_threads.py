@@ -45,8 +45,8 @@ class SliceThreads:
         with _INSTALLING:
             if any(isinstance(vars(exchange).get("forward"), _HandOver) for exchange in exchanges):
                 raise RuntimeError(
-                    f"this {type(self.stack).__name__} is in use by another stream of slices; let that one end or "
-                    "close it first, or take a copy of the network"
+                    f"this {type(self.stack).__name__} is in use by another stream of slices; let that one "
+                    "end, or close it first"
                 )
             self._hands = [_HandOver(exchange) for exchange in exchanges]
         return self

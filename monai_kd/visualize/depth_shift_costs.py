@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,18 +162,24 @@ def _remarks(volumes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for found in volumes:
         for name, entry in found["variants"].items():
             if "skipped" in entry:
-                yield f"- {name}, skipped: {entry['skipped']}."
+                yield f"- Skipped {name}: {entry['skipped']}."
             elif name == "torch.compile":
                 seconds = {which: entry[which]["first_call_s"] for which in ("forward", "step")}
                 yield (
-                    f"- torch.compile took {seconds['forward']:.0f} s before the first forward pass and "
-                    f"{seconds['step']:.0f} s before the first step, which no time above contains."
+                    f"- `torch.compile` took {seconds['forward']:.0f} s for the first forward pass and "
+                    f"{seconds['step']:.0f} s for the first gradient, which no time above contains."
+                )
+            elif name == "memory retained":
+                faults = [each["forward"]["page_faults"] for each in (entry, found["variants"]["float32"])]
+                yield (
+                    f"- Memory retained, {found['shape'][2]} slices: {faults[0]:,} page faults in a forward pass "
+                    f"instead of {faults[1]:,}."
                 )
 
 
 # ---- common ---------------------------------------------------------------------------------------------------------
 
-_PARTS = {"block": _block, "network": _network, "variants": _variants}
+_PARTS: dict[str, Callable[[Any], str]] = {"block": _block, "network": _network, "variants": _variants}
 
 
 def _origin(record: Mapping[str, Any]) -> str:
@@ -199,6 +205,8 @@ def _median(ratio: Mapping[str, Mapping[str, float]]) -> float:
 
 def _range(ratio: Mapping[str, Mapping[str, float]]) -> str:
     wall = ratio["wall"]
+    if wall["low"] == wall["high"] == 1:  # of what the others are compared with
+        return "1"
     return f"{wall['median']:.2f} ({wall['low']:.2f} to {wall['high']:.2f})"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from monai_kd.distillers import Distiller, FeatureTaps, Term, stage_paths
 from monai_kd.losses import AttentionTransfer
 from monai_kd.networks.layers import fold
-from monai_kd.networks.nets import DSMUNet
+from monai_kd.networks.nets import DSMUNet, SliceStack
 
 SMALL = {"channels": (8, 8, 16)}
 EXCHANGES = ["distill", "plain", "residual", "none"]
@@ -237,3 +237,18 @@ def test_a_3d_teacher_meets_its_stages_by_stride():
     output.loss.backward()
     assert output.terms["at"] > 0
     assert distiller.student.network.stem[0][0].weight.grad.any()
+
+
+def test_layers_serve_one_stack_alone():
+    network = net()
+    with pytest.raises(ValueError, match="the exchanges of this _SliceUNet belong to another SliceStack"):
+        SliceStack(network.network)
+    twin = SliceStack(copy.deepcopy(network.network))
+    image = volume(1, 1, 16, 16, 5)
+    with torch.no_grad():
+        assert torch.equal(twin(image), network(image))
+
+
+def test_a_slice_that_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"got \(1, 2, 16, 16\); it takes 1 channels"):
+        next(net().slice_steps(torch.zeros(1, 2, 16, 16)))

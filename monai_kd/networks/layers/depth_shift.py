@@ -43,6 +43,8 @@ class SliceExchange(nn.Module):
         volumes, which sets ``count`` (see :class:`SliceCount`). Returns the same shape.
     """
 
+    causal: bool = False  # whether no slice waits for a later one
+
     def __init__(self, ends: str, depth_axis: int) -> None:
         super().__init__()
         if ends not in ENDS:
@@ -52,11 +54,6 @@ class SliceExchange(nn.Module):
         self.ends = ends
         self.depth_axis = depth_axis
         self.count = SliceCount()
-
-    @property
-    def shares(self) -> tuple[int, int]:
-        """How many channels move to the next and to the previous slice."""
-        raise NotImplementedError
 
     def split(self, features: Tensor) -> Shares:
         """Return what one slice ``(1, C, H, W)`` gives; for slices that come one at a time."""
@@ -222,6 +219,7 @@ class DistillDepthShift(SliceExchange):
 
     @property
     def shares(self) -> tuple[int, int]:
+        """How many channels move to the next and to the previous slice."""
         return (self.width // 2, 0) if self.causal else (self.width // 4, self.width // 4)
 
     def forward(self, features: Tensor) -> Tensor:

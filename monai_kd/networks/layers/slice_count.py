@@ -18,6 +18,8 @@ class SliceCount:
     checkpointing computes a forward pass again in the thread of the backward pass.
     """
 
+    owned: bool = False  # by a network that sets it
+
     def __init__(self) -> None:
         self._own = threading.local()
         self._last = 1

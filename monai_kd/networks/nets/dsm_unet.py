@@ -95,12 +95,15 @@ class DSMUNet(SliceStack):
     def forward(self, volume: Tensor) -> Tensor:
         if volume.ndim == 5 and not torch.compiler.is_compiling():
             in_plane = [size for axis, size in enumerate(volume.shape[2:]) if axis != self.depth_axis]
-            if volume.shape[1] != self.in_channels or min(in_plane) < self.smallest:
-                raise ValueError(
-                    f"DSMUNet got {tuple(volume.shape)}; it takes {self.in_channels} channels and, beside the slices "
-                    f"along spatial axis {self.depth_axis}, at least {self.smallest} voxels in plane"
-                )
+            self._check(volume, in_plane)
         return super().forward(volume)
+
+    def _check(self, given: Tensor, in_plane: Sequence[int]) -> None:
+        if given.shape[1] != self.in_channels or min(in_plane) < self.smallest:
+            raise ValueError(
+                f"DSMUNet got {tuple(given.shape)}; it takes {self.in_channels} channels and, beside the slices "
+                f"along spatial axis {self.depth_axis}, at least {self.smallest} voxels in plane"
+            )
 
     def slice_steps(self, one: Tensor) -> Generator[tuple[SliceExchange, Tensor], Tensor, Tensor]:
         """Run the network on one slice that waits for its neighbors.
@@ -110,6 +113,7 @@ class DSMUNet(SliceStack):
         Args:
             one: ``(1, C, H, W)``.
         """
+        self._check(one, one.shape[2:])
         network: Any = self.network
         return (yield from network.steps(self.laid_out(one)))
 

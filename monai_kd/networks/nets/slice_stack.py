@@ -38,7 +38,8 @@ class SliceStack(nn.Module):
         halo: how many slices away an input slice can change an output slice, at most.
 
     Raises:
-        ValueError: a setting out of range; on use, an input that is no such volume.
+        ValueError: a setting out of range, or layers that belong to another stack; on use, an input that is no such
+            volume.
         TypeError: on use, the network returns something else than one tensor.
     """
 
@@ -57,6 +58,12 @@ class SliceStack(nn.Module):
         self.network = network
         self.training = network.training
         self.count = SliceCount()
+        self.count.owned = True
+        if any(exchange.count.owned for exchange in self.exchanges):
+            raise ValueError(
+                f"the exchanges of this {type(network).__name__} belong to another SliceStack, which would no longer "
+                "know its slices; give a copy of the network"
+            )
         for exchange in self.exchanges:
             exchange.count = self.count
 

@@ -1,0 +1,5 @@
+"""Transforms that MONAI lacks."""
+
+from monai_kd.transforms.label_regions import LabelRegionsd, PrependBackgroundd
+
+__all__ = ["LabelRegionsd", "PrependBackgroundd"]

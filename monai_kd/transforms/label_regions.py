@@ -1,0 +1,76 @@
+"""Class indices as overlapping regions, one channel each, for sigmoid outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import convert_data_type
+from torch import Tensor
+
+__all__ = ["LabelRegionsd", "PrependBackgroundd"]
+
+
+class LabelRegionsd(MapTransform):
+    """Turn a map of class indices into one channel of 0 and 1 per region.
+
+    A region is a set of label values; regions may overlap, e.g. the whole tumor and its core. MONAI's
+    ``ConvertToMultiChannelBasedOnBratsClassesd`` does this for one fixed set of labels.
+
+    Args:
+        keys: of the labels.
+        regions: name to label values, in the order of the channels, e.g. ``{"whole_tumor": [1, 2, 4], "core": [1, 4]}``.
+        allow_missing_keys: see MONAI.
+
+    Shape:
+        ``(1, *spatial)`` to ``(R, *spatial)``, float32; metadata stay.
+
+    Raises:
+        ValueError: no region, one without values, or on use a label of several channels.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, regions: Mapping[str, Sequence[float]], allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if not regions or not all(values for values in regions.values()):
+            raise ValueError(f"regions is {dict(regions)}; give at least one, each with its label values")
+        self.regions = {name: list(values) for name, values in regions.items()}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        found = dict(data)
+        for key in self.key_iterator(found):
+            found[key] = self._channels(convert_data_type(found[key], Tensor)[0], key)
+        return found
+
+    def _channels(self, label: Tensor, key: Hashable) -> Tensor:
+        if label.shape[0] != 1:
+            raise ValueError(f"'{key}' has the shape {tuple(label.shape)}; regions are made of one channel of indices")
+        channels = [torch.stack([label[0] == value for value in values]).any(dim=0) for values in self.regions.values()]
+        return torch.stack(channels).float()
+
+
+class PrependBackgroundd(MapTransform):
+    """Put a channel in front that is 1 where no other channel is: scores leave out the first channel.
+
+    Args:
+        keys: of maps of 0 and 1.
+        allow_missing_keys: see MONAI.
+
+    Shape:
+        ``(R, *spatial)`` to ``(1 + R, *spatial)``.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        found = dict(data)
+        for key in self.key_iterator(found):
+            regions = convert_data_type(found[key], Tensor)[0]
+            nothing = (regions > 0).any(dim=0, keepdim=True).logical_not()
+            found[key] = torch.cat([nothing.to(regions.dtype), regions])
+        return found

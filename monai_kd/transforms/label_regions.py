@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from monai.utils import convert_data_type
+from monai.utils import convert_data_type, convert_to_dst_type
 from torch import Tensor
 
 __all__ = ["LabelRegionsd", "PrependBackgroundd"]
@@ -22,11 +22,11 @@ class LabelRegionsd(MapTransform):
 
     Args:
         keys: of the labels.
-        regions: name to label values, in the order of the channels, e.g. ``{"whole_tumor": [1, 2, 4], "core": [1, 4]}``.
+        regions: name to label values, in the order of the channels: ``{"whole_tumor": [1, 2, 4], "core": [1, 4]}``.
         allow_missing_keys: see MONAI.
 
     Shape:
-        ``(1, *spatial)`` to ``(R, *spatial)``, float32; metadata stay.
+        ``(1, *spatial)`` to ``(R, *spatial)``, float32, tensor or array as it came; metadata stay.
 
     Raises:
         ValueError: no region, one without values, or on use a label of several channels.
@@ -43,7 +43,8 @@ class LabelRegionsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
         for key in self.key_iterator(found):
-            found[key] = self._channels(convert_data_type(found[key], Tensor)[0], key)
+            channels = self._channels(convert_data_type(found[key], Tensor)[0], key)
+            found[key] = convert_to_dst_type(channels, found[key], dtype=channels.dtype)[0]
         return found
 
     def _channels(self, label: Tensor, key: Hashable) -> Tensor:
@@ -72,5 +73,6 @@ class PrependBackgroundd(MapTransform):
         for key in self.key_iterator(found):
             regions = convert_data_type(found[key], Tensor)[0]
             nothing = (regions > 0).any(dim=0, keepdim=True).logical_not()
-            found[key] = torch.cat([nothing.to(regions.dtype), regions])
+            joined = torch.cat([nothing.to(regions.dtype), regions])
+            found[key] = convert_to_dst_type(joined, found[key])[0]
         return found

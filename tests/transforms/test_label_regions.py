@@ -17,7 +17,8 @@ REGIONS = {"whole_tumor": [1, 2, 4], "core": [1, 4], "enhancing": [4]}
 def test_a_voxel_is_in_every_region_that_holds_its_value(label):
     found = LabelRegionsd("label", REGIONS)({"label": label, "image": 1})
     expected = [[[0, 1], [1, 1]], [[0, 1], [0, 1]], [[0, 0], [0, 1]]]
-    assert found["label"].dtype == torch.float32
+    assert isinstance(found["label"], type(label))
+    assert "float32" in str(found["label"].dtype)
     assert found["label"].tolist() == expected
     assert found["image"] == 1
 

@@ -1,14 +1,17 @@
 """Embedded demo data, case lists and splits."""
 
+from monai_kd.data.brats import brats_cases
+from monai_kd.data.case_names import case_id
 from monai_kd.data.checks import CaseCheck, case_problems
 from monai_kd.data.phantoms import make_phantoms, phantom_case
-from monai_kd.data.splits import CaseSplit, case_id, default_dataset_dir, default_split_file, labelled_cases
+from monai_kd.data.splits import CaseSplit, default_dataset_dir, default_split_file, labelled_cases
 from monai_kd.data.volumes import VolumeFacts, read_volumes, volume_facts
 
 __all__ = [
     "CaseCheck",
     "CaseSplit",
     "VolumeFacts",
+    "brats_cases",
     "case_id",
     "case_problems",
     "default_dataset_dir",

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,19 @@ from monai_kd.data.volumes import VolumeFacts, read_volumes
 
 __all__ = ["GRID_TOLERANCE", "CaseCheck", "case_problems", "grid_shift"]
 
+Case = Mapping[str, Any]  # paths under image (one, or a list of the channels' files) and label
 _logger = logging.getLogger("monai_kd")
 _MOST_SHOWN = 10
 GRID_TOLERANCE = 0.1  # voxels that image and label may lie apart
 
 
-def case_problems(image: VolumeFacts, label: VolumeFacts, in_channels: int, num_classes: int) -> list[str]:
+def case_problems(image: VolumeFacts, label: VolumeFacts, in_channels: int, label_values: Sequence[float]) -> list[str]:
     """Return what is wrong with a case, in words; an empty list if nothing is.
 
     Args:
         image, label: what the two files hold.
         in_channels: channels that the network takes.
-        num_classes: classes with the background; a label holds 0 to ``num_classes - 1``.
+        label_values: what a label may hold, e.g. 0 to the number of classes - 1.
     """
     unread = [(role, facts.error) for role, facts in (("image", image), ("label", label)) if facts.error]
     if unread:
@@ -44,10 +46,38 @@ def case_problems(image: VolumeFacts, label: VolumeFacts, in_channels: int, num_
     for role, facts in (("image", image), ("label", label)):
         if facts.not_finite:
             problems.append(f"{role} has {facts.not_finite} voxels that are NaN or infinite")
-    if outside := [value for value in label.values if value not in range(num_classes)]:
+    if outside := [value for value in label.values if value not in label_values]:
         shown = ", ".join(f"{value:g}" for value in outside[:5]) + (", ..." if len(outside) > 5 else "")
-        problems.append(f"label has the values {shown}; the classes are 0 to {num_classes - 1}")
+        problems.append(f"label has the values {shown}; the classes are {_values_text(label_values)}")
     return problems
+
+
+def _values_text(values: Sequence[float]) -> str:
+    ordered = sorted(values)
+    whole = ordered == list(range(len(ordered)))
+    return f"0 to {len(ordered) - 1}" if whole else ", ".join(f"{value:g}" for value in ordered)
+
+
+def joined_channels(files: Mapping[str, VolumeFacts]) -> VolumeFacts:
+    """Return the facts of an image whose channels come from several files, by the name of each."""
+    (first_name, first), *others = files.items()
+    for name, facts in files.items():
+        if facts.error:
+            return VolumeFacts(error=f"'{name}': {facts.error}")
+    for name, facts in others:
+        if facts.shape != first.shape:
+            return VolumeFacts(
+                error=f"'{name}' has {_size(facts.shape)} voxels and '{first_name}' {_size(first.shape)}; one image "
+                "needs one grid"
+            )
+        if (shift := grid_shift(facts.affine, first.affine, first.shape)) > GRID_TOLERANCE:
+            return VolumeFacts(
+                error=f"the affines of '{name}' and '{first_name}' differ, by up to {shift:.3g} voxels; one image "
+                "needs one grid"
+            )
+    channels = sum(facts.channels for facts in files.values())
+    not_finite = sum(facts.not_finite for facts in files.values())
+    return replace(first, channels=channels, not_finite=not_finite)
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -80,11 +110,17 @@ class CaseCheck:
         in_channels: channels that the network takes.
         class_names: background first.
         skip_bad_cases: True leaves bad cases out with a warning; False raises.
+        label_values: what a label may hold, where that is not 0 to the number of classes - 1, e.g. for regions.
         progress: show a bar while files are read.
     """
 
     def __init__(
-        self, in_channels: int, class_names: Sequence[str], skip_bad_cases: bool = False, progress: bool = True
+        self,
+        in_channels: int,
+        class_names: Sequence[str],
+        skip_bad_cases: bool = False,
+        progress: bool = True,
+        label_values: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(skip_bad_cases, bool):
             raise TypeError(f"skip_bad_cases is {skip_bad_cases!r}; it must be True or False")
@@ -92,14 +128,15 @@ class CaseCheck:
         self.class_names = list(class_names)
         self.skip_bad_cases = skip_bad_cases
         self.progress = progress
-        self._passed: set[tuple[str, str]] = set()  # image and label
+        self.label_values = list(range(len(self.class_names)) if label_values is None else label_values)
+        self._passed: set[tuple[str, ...]] = set()  # files of image and label
 
-    def __call__(self, dataset_dir: str | os.PathLike[str], cases: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+    def __call__(self, dataset_dir: str | os.PathLike[str], cases: Mapping[str, Case]) -> dict[str, list[str]]:
         """Return the problems of every bad case by its id; empty if all cases can be used.
 
         Args:
             dataset_dir: MSD-layout folder.
-            cases: ``{"image", "label"}`` paths by case id.
+            cases: ``{"image", "label"}`` paths by case id; an image may be a list of files.
 
         Raises:
             ValueError: there are bad cases and ``skip_bad_cases`` is False, or ``dataset.json`` has the classes in
@@ -125,12 +162,12 @@ class CaseCheck:
         Raises:
             ValueError: there are bad cases; in a list they cannot be skipped.
         """
-        items = [{role: os.fspath(item[role]) for role in ("image", "label")} for part in lists for item in part]
-        new = [item for item in items if (item["image"], item["label"]) not in self._passed]
-        if new and (bad := self._bad(dataset_dir, {item["image"]: item for item in new})):
+        items = [item for part in lists for item in part if _files(item) not in self._passed]
+        new = [{role: item[role] for role in ("image", "label")} for item in items]
+        if new and (bad := self._bad(dataset_dir, {_files(item)[0]: item for item in new})):
             raise ValueError(f"{len(bad)} of {len(new)} listed cases cannot be used:\n{_listing(bad)}")
 
-    def _bad(self, dataset_dir: str | os.PathLike[str], cases: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+    def _bad(self, dataset_dir: str | os.PathLike[str], cases: Mapping[str, Case]) -> dict[str, list[str]]:
         """The problems of every bad case; of several processes the first one reads."""
         self._compare_class_names(Path(dataset_dir))
         found: list[Any] = [None]
@@ -140,16 +177,22 @@ class CaseCheck:
         if several:
             dist.broadcast_object_list(found)
         bad: dict[str, list[str]] = found[0]
-        self._passed |= {(case["image"], case["label"]) for name, case in cases.items() if name not in bad}
+        self._passed |= {_files(case) for name, case in cases.items() if name not in bad}
         return bad
 
-    def _find(self, dataset_dir: str | os.PathLike[str], cases: dict[str, dict[str, str]]) -> dict[str, list[str]]:
-        images, labels = ([case[role] for case in cases.values()] for role in ("image", "label"))
+    def _find(self, dataset_dir: str | os.PathLike[str], cases: Mapping[str, Case]) -> dict[str, list[str]]:
+        files = {name: _files(case) for name, case in cases.items()}
+        images, labels = (
+            [path for paths in files.values() for path in paths[:-1]],
+            [paths[-1] for paths in files.values()],
+        )
         facts = read_volumes(dataset_dir, images, labels, self.progress)
-        problems = {
-            name: case_problems(facts[case["image"]], facts[case["label"]], self.in_channels, len(self.class_names))
-            for name, case in cases.items()
-        }
+        problems = {}
+        for name, (*parts, label) in files.items():
+            image = facts[parts[0]]
+            if len(parts) > 1:
+                image = joined_channels({os.path.basename(part): facts[part] for part in parts})
+            problems[name] = case_problems(image, facts[label], self.in_channels, self.label_values)
         return {name: found for name, found in problems.items() if found}
 
     def _compare_class_names(self, folder: Path) -> None:
@@ -170,6 +213,13 @@ class CaseCheck:
             listed,
             self.class_names,
         )
+
+
+def _files(case: Case) -> tuple[str, ...]:
+    """Return the files of a case: of the image, one or several, and last of the label."""
+    image = case["image"]
+    parts = [image] if isinstance(image, (str, os.PathLike)) else image
+    return (*(os.fspath(part) for part in parts), os.fspath(case["label"]))
 
 
 def _listing(bad: dict[str, list[str]]) -> str:

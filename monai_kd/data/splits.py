@@ -9,19 +9,22 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai.data import load_decathlon_datalist
+
+from monai_kd.data.case_names import case_id
 
 __all__ = [
     "SECTIONS",
     "CaseSplit",
-    "case_id",
     "default_dataset_dir",
     "default_split_file",
     "ids_hash",
     "labelled_cases",
 ]
 
+Case = dict[str, Any]  # paths under image (one, or a list of the channels' files) and label
 SECTIONS = ("train", "validation", "test")
 _ENVIRONMENT = "MONAI_KD_DATA"
 _logger = logging.getLogger("monai_kd")
@@ -41,15 +44,6 @@ def default_split_file(dataset_dir: str, task: str, protocol: str) -> str:
     if not data_root or os.path.realpath(dataset_dir) != os.path.realpath(os.path.join(data_root, task)):
         return ""
     return os.path.join(data_root, "splits", f"{protocol}.json")
-
-
-def case_id(path: str | os.PathLike[str]) -> str:
-    """Return the file name without its NIfTI ending: ``imagesTr/heart_003.nii.gz`` -> ``heart_003``."""
-    name = os.path.basename(os.fspath(path))
-    for ending in (".nii.gz", ".nii"):
-        if name.endswith(ending):
-            return name[: -len(ending)]
-    return os.path.splitext(name)[0]
 
 
 def ids_hash(ids: Sequence[str] | dict[str, list[str]]) -> str:
@@ -126,6 +120,8 @@ class CaseSplit:
         fractions: parts of validation and test in a drawn split, each at least one case.
         check: called once with the folder and all cases in use, by id; returns the problems of those to leave out
             (:class:`~monai_kd.data.CaseCheck`). Sections are drawn first, so the other cases keep theirs.
+        list_cases: lists the labelled cases of a folder of another layout, e.g. :func:`~monai_kd.data.brats_cases`; its
+            images may be lists of files. None takes :func:`~monai_kd.data.labelled_cases`.
 
     Raises:
         FileNotFoundError: at first use, folder or split file missing.
@@ -139,16 +135,18 @@ class CaseSplit:
         split_file: str = "",
         seed: int = 0,
         fractions: Sequence[float] = (0.1, 0.2),
-        check: Callable[[str, dict[str, dict[str, str]]], dict[str, list[str]]] | None = None,
+        check: Callable[[str, dict[str, Case]], dict[str, list[str]]] | None = None,
+        list_cases: Callable[[str], list[Case]] | None = None,
     ) -> None:
         self.dataset_dir = dataset_dir
         self.split_file = split_file
         self.seed = seed
         self.fractions = tuple(fractions)
         self.check = check
+        self.list_cases = list_cases
         self.skipped: dict[str, list[str]] = {}
         self._checked: set[str] = set()
-        self._by_id: dict[str, dict[str, str]] | None = None
+        self._by_id: dict[str, Case] | None = None
         self._ids: dict[str, list[str]] | None = None
 
     @property
@@ -164,7 +162,7 @@ class CaseSplit:
         self._run_check([name for section in SECTIONS for name in self._ids[section]])
         return {section: [name for name in names if name not in self.skipped] for section, names in self._ids.items()}
 
-    def cases(self, section: str) -> list[dict[str, str]]:
+    def cases(self, section: str) -> list[Case]:
         """Return ``{"image", "label"}`` items of ``train``, ``validation``, ``test`` or ``all``."""
         if section not in (*SECTIONS, "all"):
             raise ValueError(f"section is '{section}'; known: {', '.join(SECTIONS)}, all")
@@ -187,9 +185,10 @@ class CaseSplit:
             self.skipped.update(self.check(self.dataset_dir, unchecked))
             self._checked.update(unchecked)
 
-    def _cases_by_id(self) -> dict[str, dict[str, str]]:
+    def _cases_by_id(self) -> dict[str, Case]:
         if self._by_id is None:
-            self._by_id = {case_id(case["image"]): case for case in labelled_cases(self.dataset_dir)}
+            found: list[Case] = (self.list_cases or labelled_cases)(self.dataset_dir)
+            self._by_id = {case_id(case["image"]): case for case in found}
         return self._by_id
 
     def _read_split(self) -> dict[str, list[str]]:

@@ -14,8 +14,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 
+from monai_kd.data.case_names import case_id
 from monai_kd.data.checks import GRID_TOLERANCE, grid_shift
-from monai_kd.data.splits import case_id
 from monai_kd.handlers.mean_case_dice import gather_lists
 from monai_kd.metrics import score_case, summarize
 

@@ -11,7 +11,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from monai_kd.data.splits import CaseSplit, case_id, ids_hash
+from monai_kd.data.case_names import case_id
+from monai_kd.data.splits import CaseSplit, ids_hash
 from monai_kd.handlers.case_scores import write_metrics_csv
 from monai_kd.handlers.files import is_main_process
 from monai_kd.handlers.provenance import config_hash, file_sha256

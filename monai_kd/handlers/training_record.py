@@ -16,7 +16,8 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
-from monai_kd.data.splits import CaseSplit, case_id, ids_hash
+from monai_kd.data.case_names import case_id
+from monai_kd.data.splits import CaseSplit, ids_hash
 from monai_kd.distillers import Distiller
 from monai_kd.handlers.failure import on_failure
 from monai_kd.handlers.files import is_main_process

@@ -1,0 +1,70 @@
+"""Cases of a BraTS folder: one folder per case, one file per modality, named in the way of any year."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_kd.data.case_names import LABEL_NAMES, MODALITY_NAMES, file_role
+
+__all__ = ["brats_cases"]
+
+
+def brats_cases(
+    dataset_dir: str | os.PathLike[str], modalities: Sequence[str] = ("t1", "t1ce", "t2", "flair")
+) -> list[dict[str, Any]]:
+    """List the labelled cases of a BraTS folder as ``{"image": [paths], "label": path}``, sorted by the case's folder.
+
+    A file's modality is what follows the last ``_`` or ``-`` of its name: ``ID_t1ce.nii.gz`` (to 2021) and
+    ``ID-t1c.nii.gz`` (from 2023) are one modality. The label ends in ``seg``. Folders without a label are left out, as
+    those of the validation sets.
+
+    Args:
+        dataset_dir: holds one folder per case.
+        modalities: those that make the image's channels, in this order; of t1, t1ce, t2 and flair.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or a labelled case lacks a modality; names it and what was found.
+        ValueError: an unknown modality, a modality of which a case has several files, or no labelled case.
+    """
+    folder = Path(dataset_dir)
+    if unknown := [name for name in modalities if name not in MODALITY_NAMES] or (not modalities and ["none"]):
+        raise ValueError(f"modalities {unknown} are not known; known: {', '.join(MODALITY_NAMES)}")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"dataset_dir '{folder}' is not a folder; pass --dataset_dir DIR with one folder per case (BraTS layout)"
+        )
+    cases = []
+    for case in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        roles = _roles(case)
+        if any(name in roles for name in LABEL_NAMES):
+            image = [_one(case, roles, name, MODALITY_NAMES[name]) for name in modalities]
+            cases.append({"image": image, "label": _one(case, roles, "seg", LABEL_NAMES)})
+    if not cases:
+        raise ValueError(
+            f"dataset_dir '{folder}' has no labelled case: no folder in it holds a file ending in _seg or -seg"
+        )
+    return cases
+
+
+def _roles(case: Path) -> dict[str, list[str]]:
+    """Return the paths of a case's files by what their names end in."""
+    roles: dict[str, list[str]] = {}
+    for path in sorted(case.iterdir()):
+        if not path.name.startswith(".") and (role := file_role(path)):
+            roles.setdefault(role, []).append(os.path.normpath(path))
+    return roles
+
+
+def _one(case: Path, roles: dict[str, list[str]], name: str, spellings: Sequence[str]) -> str:
+    found = [path for spelling in spellings for path in roles.get(spelling, [])]
+    if not found:
+        raise FileNotFoundError(
+            f"case '{case}' lacks {name}: no file ending in {' or '.join(spellings)}; it has {', '.join(roles)}"
+        )
+    if len(found) > 1:
+        names = ", ".join(os.path.basename(path) for path in found)
+        raise ValueError(f"case '{case}' has several files for {name}: {names}; keep one")
+    return found[0]

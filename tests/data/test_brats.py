@@ -1,0 +1,125 @@
+"""Cases of BraTS folders, whatever the year that named them, checked and loaded as one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
+from monai_kd.data import CaseCheck, CaseSplit, brats_cases, case_id
+
+YEARS = {
+    2018: ("Brats18_{}", "_", ("t1", "t1ce", "t2", "flair", "seg")),
+    2021: ("BraTS2021_{}", "_", ("t1", "t1ce", "t2", "flair", "seg")),
+    2023: ("BraTS-GLI-{}-000", "-", ("t1n", "t1c", "t2w", "t2f", "seg")),
+    2013: ("HG_{}", "_", ("T1", "T1Gd", "T2", "FLAIR", "seg")),
+}
+
+
+def write_case(folder: Path, year: int, number: int, shape: tuple[int, ...] = (6, 5, 4), **affines) -> Path:
+    """A case whose channel k is full of k + 1, and whose label holds 0 and 4."""
+    name, separator, endings = YEARS[year]
+    case = folder / name.format(number)
+    case.mkdir(parents=True)
+    for index, ending in enumerate(endings):
+        values = np.full(shape, index + 1, dtype=np.float32)
+        if ending == "seg":
+            values = np.zeros(shape, dtype=np.uint8)
+            values[0] = 4
+        affine = affines.get(ending, np.diag([1.0, 1.0, 2.0, 1.0]))
+        nib.save(nib.Nifti1Image(values, affine), case / f"{case.name}{separator}{ending}.nii.gz")
+    return case
+
+
+@pytest.mark.parametrize("year", YEARS)
+def test_the_modalities_of_any_year_are_channels_in_the_order_asked_for(year, tmp_path):
+    case = write_case(tmp_path, year, 7)
+    (found,) = brats_cases(tmp_path, ["flair", "t1ce"])
+    loaded = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])(found)
+    assert loaded["image"].shape == (2, 6, 5, 4)
+    assert loaded["image"][:, 0, 0, 0].tolist() == [4.0, 2.0]
+    assert loaded["label"].shape == (1, 6, 5, 4)
+    assert case_id(found["image"]) == case_id(found["label"]) == case.name
+    assert case_id(loaded["image"].meta["filename_or_obj"]) == case.name
+
+
+def test_cases_without_a_label_are_left_out_and_the_others_sorted(tmp_path):
+    for number in (3, 1, 2):
+        write_case(tmp_path, 2021, number)
+    (tmp_path / "BraTS2021_2" / "BraTS2021_2_seg.nii.gz").unlink()
+    (tmp_path / "notes.txt").write_text("no case")
+    assert [case_id(case["image"]) for case in brats_cases(tmp_path)] == ["BraTS2021_1", "BraTS2021_3"]
+
+
+def test_a_split_lists_them_and_the_check_counts_the_channels_of_all_files(tmp_path):
+    for number in range(4):
+        write_case(tmp_path, 2021, number)
+    names = ["background", "whole_tumor", "tumor_core", "enhancing"]
+    check = CaseCheck(4, names, progress=False, label_values=[0, 1, 2, 4])
+    split = CaseSplit(str(tmp_path), check=check, list_cases=brats_cases)
+    assert sum(len(split.cases(section)) for section in ("train", "validation", "test")) == 4
+    for wrong, message in (
+        (CaseCheck(3, names, progress=False, label_values=[0, 1, 2, 4]), "image has 4 channels, the network takes 3"),
+        (CaseCheck(4, names, progress=False), "label has the values 4; the classes are 0 to 3"),
+        (CaseCheck(4, names, progress=False, label_values=[0, 2]), "label has the values 4; the classes are 0, 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CaseSplit(str(tmp_path), check=wrong, list_cases=brats_cases).cases("train")
+
+
+def test_files_of_one_image_on_two_grids_are_named(tmp_path):
+    case = write_case(tmp_path, 2021, 1)
+    t2 = case / f"{case.name}_t2.nii.gz"
+    check = CaseCheck(4, ["background", "tumor"], progress=False, label_values=[0, 4])
+    cases = {case.name: brats_cases(tmp_path)[0]}
+    assert check(tmp_path, cases) == {}
+    nib.save(nib.Nifti1Image(np.ones((6, 5, 3), dtype=np.float32), np.diag([1.0, 1.0, 2.0, 1.0])), t2)
+    with pytest.raises(ValueError, match=rf"'{t2.name}' has 6 x 5 x 3 voxels and '{case.name}_t1.nii.gz' 6 x 5 x 4"):
+        check(tmp_path, cases)
+    nib.save(nib.Nifti1Image(np.ones((6, 5, 4), dtype=np.float32), np.eye(4)), t2)
+    with pytest.raises(ValueError, match=rf"the affines of '{t2.name}' and '{case.name}_t1.nii.gz' differ"):
+        check(tmp_path, cases)
+    t2.write_bytes(b"broken")
+    with pytest.raises(ValueError, match=rf"'{t2.name}'"):
+        check(tmp_path, cases)
+
+
+def test_a_name_stands_for_a_case_only_before_a_modality():
+    assert case_id("heart/heart_003.nii.gz") == "heart_003"
+    assert case_id("case_7/case_7-t1c.nii") == "case_7"
+    assert case_id("imagesTr/case_7_t1.nii.gz") == "case_7_t1"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "error", "message"),
+    [
+        (
+            lambda case: None,
+            {"modalities": ["t1", "dwi"]},
+            ValueError,
+            r"modalities \['dwi'\] are not known; known: t1",
+        ),
+        (
+            lambda case: next(case.glob("*_t2.nii.gz")).unlink(),
+            {},
+            FileNotFoundError,
+            "lacks t2: no file ending in t2 or",
+        ),
+        (
+            lambda case: (case / f"{case.name}_t1c.nii").write_bytes(b""),
+            {},
+            ValueError,
+            r"several files for t1ce: .*_t1ce.nii.gz, .*_t1c.nii; keep one",
+        ),
+        (lambda case: next(case.glob("*_seg.nii.gz")).unlink(), {}, ValueError, "has no labelled case"),
+    ],
+)
+def test_what_cannot_be_listed_is_named(tmp_path, prepare, arguments, error, message):
+    prepare(write_case(tmp_path, 2021, 1))
+    with pytest.raises(error, match=message):
+        brats_cases(tmp_path, **arguments)
+    with pytest.raises(FileNotFoundError, match="is not a folder; pass --dataset_dir DIR with one folder per case"):
+        brats_cases(tmp_path / "nowhere")

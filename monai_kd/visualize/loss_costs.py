@@ -67,7 +67,7 @@ def _notes(record: Mapping[str, Any]) -> Iterator[str]:
     ]
     yield (
         f"- Forward and backward in float32 on {machine}, median of {record['rounds']} runs; ours, with the label "
-        "where it takes one, and the textbook formulation in turn, after their values and gradients were found to agree."
+        "where it takes one, and the textbook formulation in turn, after values and gradients were found to agree."
     )
     yield f"- Sizes: {'; '.join(shapes)} (batch, channels, space)."
     yield "- Peak: most memory held at once beyond the inputs; the student's gradient counts on both sides."

@@ -66,8 +66,8 @@ def _notes(record: Mapping[str, Any]) -> Iterator[str]:
         for on, shape in {entry["on"]: entry["shape"] for entry in found.values()}.items()
     ]
     yield (
-        f"- Forward and backward in float32 on {machine}, median of {record['rounds']} runs; ours and the textbook "
-        "formulation in turn, after their values and gradients were found to agree."
+        f"- Forward and backward in float32 on {machine}, median of {record['rounds']} runs; ours, with the label "
+        "where it takes one, and the textbook formulation in turn, after values and gradients were found to agree."
     )
     yield f"- Sizes: {'; '.join(shapes)} (batch, channels, space)."
     yield "- Peak: most memory held at once beyond the inputs; the student's gradient counts on both sides."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from monai_kd.data.case_names import LABEL_NAMES, MODALITY_NAMES, file_role
 
 __all__ = ["brats_cases"]
+
+_logger = logging.getLogger("monai_kd")
 
 
 def brats_cases(
@@ -30,18 +33,24 @@ def brats_cases(
         ValueError: an unknown modality, a modality of which a case has several files, or no labelled case.
     """
     folder = Path(dataset_dir)
-    if unknown := [name for name in modalities if name not in MODALITY_NAMES] or (not modalities and ["none"]):
-        raise ValueError(f"modalities {unknown} are not known; known: {', '.join(MODALITY_NAMES)}")
+    if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITY_NAMES):
+        raise ValueError(
+            f"modalities is {list(modalities)}; give at least one, each once, of {', '.join(MODALITY_NAMES)}"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(
             f"dataset_dir '{folder}' is not a folder; pass --dataset_dir DIR with one folder per case (BraTS layout)"
         )
-    cases = []
+    cases, unlabeled = [], []
     for case in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         roles = _roles(case)
         if any(name in roles for name in LABEL_NAMES):
             image = [_one(case, roles, name, MODALITY_NAMES[name]) for name in modalities]
             cases.append({"image": image, "label": _one(case, roles, "seg", LABEL_NAMES)})
+        elif roles:
+            unlabeled.append(case.name)
+    if unlabeled:
+        _logger.info("%d cases without a label are left out: %s", len(unlabeled), ", ".join(unlabeled[:5]))
     if not cases:
         raise ValueError(
             f"dataset_dir '{folder}' has no labelled case: no folder in it holds a file ending in _seg or -seg"

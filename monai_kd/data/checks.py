@@ -58,10 +58,11 @@ def _values_text(values: Sequence[float]) -> str:
     return f"0 to {len(ordered) - 1}" if whole else ", ".join(f"{value:g}" for value in ordered)
 
 
-def joined_channels(files: Mapping[str, VolumeFacts]) -> VolumeFacts:
-    """Return the facts of an image whose channels come from several files, by the name of each."""
-    (first_name, first), *others = files.items()
-    for name, facts in files.items():
+def joined_channels(files: Sequence[tuple[str, VolumeFacts]]) -> VolumeFacts:
+    """Return the facts of an image whose channels come from several files, given with the path of each."""
+    named = [(os.path.basename(path), facts) for path, facts in files]
+    (first_name, first), *others = named
+    for name, facts in named:
         if facts.error:
             return VolumeFacts(error=f"'{name}': {facts.error}")
     for name, facts in others:
@@ -75,8 +76,8 @@ def joined_channels(files: Mapping[str, VolumeFacts]) -> VolumeFacts:
                 error=f"the affines of '{name}' and '{first_name}' differ, by up to {shift:.3g} voxels; one image "
                 "needs one grid"
             )
-    channels = sum(facts.channels for facts in files.values())
-    not_finite = sum(facts.not_finite for facts in files.values())
+    channels = sum(facts.channels for _, facts in files)
+    not_finite = sum(facts.not_finite for _, facts in files)
     return replace(first, channels=channels, not_finite=not_finite)
 
 
@@ -164,7 +165,7 @@ class CaseCheck:
         """
         items = [item for part in lists for item in part if _files(item) not in self._passed]
         new = [{role: item[role] for role in ("image", "label")} for item in items]
-        if new and (bad := self._bad(dataset_dir, {_files(item)[0]: item for item in new})):
+        if new and (bad := self._bad(dataset_dir, {" + ".join(_files(item)[:-1]): item for item in new})):
             raise ValueError(f"{len(bad)} of {len(new)} listed cases cannot be used:\n{_listing(bad)}")
 
     def _bad(self, dataset_dir: str | os.PathLike[str], cases: Mapping[str, Case]) -> dict[str, list[str]]:
@@ -191,7 +192,7 @@ class CaseCheck:
         for name, (*parts, label) in files.items():
             image = facts[parts[0]]
             if len(parts) > 1:
-                image = joined_channels({os.path.basename(part): facts[part] for part in parts})
+                image = joined_channels([(part, facts[part]) for part in parts])
             problems[name] = case_problems(image, facts[label], self.in_channels, self.label_values)
         return {name: found for name, found in problems.items() if found}
 

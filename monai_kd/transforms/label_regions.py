@@ -36,8 +36,8 @@ class LabelRegionsd(MapTransform):
         self, keys: KeysCollection, regions: Mapping[str, Sequence[float]], allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if not regions or not all(values for values in regions.values()):
-            raise ValueError(f"regions is {dict(regions)}; give at least one, each with its label values")
+        if not regions or not all(isinstance(values, Sequence) and values for values in regions.values()):
+            raise ValueError(f"regions is {dict(regions)}; give at least one, each with a list of label values")
         self.regions = {name: list(values) for name, values in regions.items()}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -87,6 +87,25 @@ def test_files_of_one_image_on_two_grids_are_named(tmp_path):
         check(tmp_path, cases)
 
 
+def test_files_of_equal_names_in_two_folders_are_two_channels(tmp_path):
+    image = []
+    for folder, shape in (("t1", (6, 5, 3)), ("t2", (6, 5, 4))):
+        (tmp_path / folder).mkdir()
+        image.append(str(tmp_path / folder / "case_1.nii.gz"))
+        nib.save(nib.Nifti1Image(np.ones(shape, dtype=np.float32), np.eye(4)), image[-1])
+    label = tmp_path / "case_1_seg.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((6, 5, 4), dtype=np.uint8), np.eye(4)), label)
+    check = CaseCheck(1, ["background", "tumor"], progress=False)
+    with pytest.raises(ValueError, match=r"'case_1\.nii\.gz' has 6 x 5 x 4 voxels and 'case_1\.nii\.gz' 6 x 5 x 3"):
+        check(tmp_path, {"case_1": {"image": image, "label": str(label)}})
+
+
+def test_a_modality_twice_is_refused(tmp_path):
+    write_case(tmp_path, 2021, 1)
+    with pytest.raises(ValueError, match=r"modalities is \['t1', 't1'\]; give at least one, each once"):
+        brats_cases(tmp_path, ["t1", "t1"])
+
+
 def test_a_name_stands_for_a_case_only_before_a_modality():
     assert case_id("heart/heart_003.nii.gz") == "heart_003"
     assert case_id("case_7/case_7-t1c.nii") == "case_7"
@@ -100,7 +119,7 @@ def test_a_name_stands_for_a_case_only_before_a_modality():
             lambda case: None,
             {"modalities": ["t1", "dwi"]},
             ValueError,
-            r"modalities \['dwi'\] are not known; known: t1",
+            r"modalities is \['t1', 'dwi'\]; give at least one, each once",
         ),
         (
             lambda case: next(case.glob("*_t2.nii.gz")).unlink(),

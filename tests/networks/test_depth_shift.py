@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from monai_kd.networks.layers import DepthShift, DistillDepthShift, ResidualDepthShift, fold, unfold
+from monai_kd.networks.layers import DepthShift, DistillDepthShift, ResidualDepthShift, fold_slices, unfold_slices
 
 ENDS = ["zero", "replicate", "circular"]
 
@@ -70,17 +71,26 @@ def literal(layer: DistillDepthShift, features: Tensor) -> Tensor:
 
 def folded(layer: nn.Module, features: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Run a layer on slices, as inside a network that folds its volumes."""
+    return run_form("folded, channels last" if memory_format == torch.channels_last else "folded", layer, features)
+
+
+def laid_out(features: Tensor, form: str) -> Tensor:
+    """The tensor that a layer gets: a volume, or slices as inside a network that folds its volumes."""
+    tensor = features if form.startswith("volume") else fold_slices(features, 0)
+    last = torch.channels_last_3d if tensor.ndim == 5 else torch.channels_last
+    return tensor.contiguous(memory_format=last if form.endswith("channels last") else torch.contiguous_format)
+
+
+def run_form(form: str, layer: nn.Module, features: Tensor) -> Tensor:
+    given = laid_out(features, form)
+    if form.startswith("volume"):
+        return layer(given)
     layer.count.slices = features.shape[2]
-    slices = fold(features, 0).contiguous(memory_format=memory_format)
-    return unfold(layer(slices), features.shape[2], 0)
+    return unfold_slices(layer(given), features.shape[2], 0)
 
 
-FORMS = {
-    "volume": lambda layer, features: layer(features),
-    "volume, channels last": lambda layer, features: layer(features.contiguous(memory_format=torch.channels_last_3d)),
-    "folded": lambda layer, features: folded(layer, features, torch.contiguous_format),
-    "folded, channels last": lambda layer, features: folded(layer, features, torch.channels_last),
-}
+NAMES = ["volume", "volume, channels last", "folded", "folded, channels last"]
+FORMS = {name: partial(run_form, name) for name in NAMES}
 forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
@@ -187,22 +197,19 @@ def test_any_spatial_axis_may_hold_the_slices(axis, kind):
 # ---- memory, copies, forms ------------------------------------------------------------------------------------------
 
 
-@forms
+@pytest.mark.parametrize("form", NAMES)
 def test_in_place_only_without_gradients_and_only_where_it_is_wanted(form):
     features = volume(2, 16, 4, 6, 6)
-    layer, owner = made(alpha=0.5), made(alpha=0.5, inplace=True)
-    expected = literal(layer, features)
-    kept = features.clone()
-    with torch.no_grad():
-        form(layer, features)
-    assert torch.equal(features, kept)
-    form(owner, features)  # with gradients
-    assert torch.equal(features, kept)
-    with torch.no_grad():
-        torch.testing.assert_close(form(owner, features.clone()), expected, rtol=1e-4, atol=1e-5)
-        written = features.clone()
-        owner(written)
-    torch.testing.assert_close(written, expected, rtol=1e-4, atol=1e-5)
+    expected = laid_out(literal(made(alpha=0.5), features).detach(), form)
+    for inplace, grad, is_written in ((False, False, False), (True, True, False), (True, False, True)):
+        layer, given = made(alpha=0.5, inplace=inplace), laid_out(features, form).clone()
+        layer.count.slices = 4
+        kept = given.clone()
+        with torch.set_grad_enabled(grad):
+            found = layer(given)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(given, kept) == (not is_written)
+        assert (found.data_ptr() == given.data_ptr()) == is_written
 
 
 @pytest.mark.parametrize("ends", ENDS)
@@ -220,13 +227,17 @@ def test_a_tracer_sees_an_equal_form_of_tensor_operations(ends, kind, shape):
         torch.testing.assert_close(exported(features), layer(features), rtol=1e-5, atol=1e-6)
 
 
-def test_under_autocast_the_result_is_close_and_the_untouched_channels_keep_their_type():
-    layer, features = made(16), volume(1, 16, 4, 8, 8)
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_under_autocast_the_result_is_close_and_has_the_type_of_the_convolution(dtype, inplace):
+    layer, features = made(16, inplace=inplace), volume(1, 16, 4, 8, 8)
+    expected = layer(features)
     for enabled_grad in (True, False):
+        given = features.to(dtype)
         with torch.set_grad_enabled(enabled_grad), torch.autocast("cpu", dtype=torch.bfloat16):
-            half = layer(features.bfloat16())
+            half = layer(given)
         assert half.dtype == torch.bfloat16
-        torch.testing.assert_close(half.float(), layer(features), rtol=0.05, atol=0.05)
+        torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.05)
 
 
 def test_copies_and_pickles_keep_the_number_of_slices_common_to_their_layers():
@@ -238,6 +249,24 @@ def test_copies_and_pickles_keep_the_number_of_slices_common_to_their_layers():
 
 
 # ---- variants -------------------------------------------------------------------------------------------------------
+
+
+def test_an_identity_path_is_never_overwritten():
+    with pytest.raises(ValueError, match="inplace=True and would overwrite what the identity path reads"):
+        ResidualDepthShift(nn.Identity(), made(inplace=True))
+
+
+def test_with_an_activation_it_cannot_start_as_the_plain_shift():
+    with pytest.raises(ValueError, match="norm or act behind its convolution cannot start as a plain shift"):
+        made(act="relu").start_as_plain_shift()
+
+
+def test_slices_without_a_number_are_refused():
+    for layer in (made(8), DepthShift()):
+        with pytest.raises(
+            ValueError, match=r"does not know how many make a volume; put its network into .*SliceStack"
+        ):
+            layer(volume(5, 8, 4, 4))
 
 
 def test_it_can_start_as_the_plain_shift():

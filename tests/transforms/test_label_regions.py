@@ -38,9 +38,9 @@ def test_the_affine_and_the_file_name_stay():
     assert found.meta["filename_or_obj"] == "a.nii"
 
 
-@pytest.mark.parametrize("regions", [{}, {"a": []}])
+@pytest.mark.parametrize("regions", [{}, {"a": []}, {"a": 1}])
 def test_regions_without_values_are_refused(regions):
-    with pytest.raises(ValueError, match="give at least one, each with its label values"):
+    with pytest.raises(ValueError, match="give at least one, each with a list of label values"):
         LabelRegionsd("label", regions)
 
 

@@ -1,7 +1,7 @@
 """Layers that MONAI lacks."""
 
 from monai_kd.networks.layers.depth_shift import DepthShift, DistillDepthShift, ResidualDepthShift, SliceExchange
-from monai_kd.networks.layers.slice_count import SliceCount, fold, unfold
+from monai_kd.networks.layers.slice_count import SliceCount, fold_slices, unfold_slices
 
 __all__ = [
     "DepthShift",
@@ -9,6 +9,6 @@ __all__ = [
     "ResidualDepthShift",
     "SliceCount",
     "SliceExchange",
-    "fold",
-    "unfold",
+    "fold_slices",
+    "unfold_slices",
 ]

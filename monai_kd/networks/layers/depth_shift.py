@@ -49,7 +49,7 @@ class SliceExchange(nn.Module):
         super().__init__()
         if ends not in ENDS:
             raise ValueError(f"ends is {ends!r}; known: {', '.join(ENDS)}")
-        if depth_axis not in (0, 1, 2):
+        if isinstance(depth_axis, bool) or depth_axis not in (0, 1, 2):
             raise ValueError(f"depth_axis is {depth_axis!r}; it must be 0, 1 or 2, a spatial axis of the volume")
         self.ends = ends
         self.depth_axis = depth_axis
@@ -71,6 +71,11 @@ class SliceExchange(nn.Module):
             raise ValueError(
                 f"{type(self).__name__} got {tuple(features.shape)}; it takes a volume (B, C, *spatial) with three "
                 "spatial axes, or slices (B * D, C, H, W) inside a network that folds them"
+            )
+        if self.count.slices is None:
+            raise ValueError(
+                f"{type(self).__name__} got slices {tuple(features.shape)} and does not know how many make a volume; "
+                "put its network into monai_kd.networks.nets.SliceStack, or give a volume with three spatial axes"
             )
         return self.count.slices
 
@@ -119,7 +124,7 @@ class DepthShift(SliceExchange):
         return f"fraction={self.fraction:g}, ends={self.ends!r}, depth_axis={self.depth_axis}, causal={self.causal}"
 
     def _shares(self, channels: int) -> tuple[int, int]:
-        size = math.floor(self.fraction * channels)
+        size = math.floor(self.fraction * channels + 1e-9)  # 0.29 of 100 falls short by a rounding
         if size < 1:
             raise ValueError(
                 f"DepthShift got {channels} channels, of which fraction {self.fraction:g} is none; give at least "
@@ -136,7 +141,10 @@ class ResidualDepthShift(nn.Module):
 
     Args:
         body: a unit ``(N, C, H, W) -> (N, K, H, W)``.
-        shift: the exchange in front of it.
+        shift: the exchange in front of it; not one that overwrites its features, which the identity path reads.
+
+    Raises:
+        ValueError: such an exchange.
 
     Source: "residual shift" of Lin et al. 2019; "Residual DSM" in the tables of Maheshwari et al. 2021, whose published
     code lacks it.
@@ -144,6 +152,10 @@ class ResidualDepthShift(nn.Module):
 
     def __init__(self, body: nn.Module, shift: SliceExchange) -> None:
         super().__init__()
+        if getattr(shift, "inplace", False):
+            raise ValueError(
+                "the shift of ResidualDepthShift has inplace=True and would overwrite what the identity path reads"
+            )
         self.shift = shift
         self.body = body
 
@@ -208,9 +220,8 @@ class DistillDepthShift(SliceExchange):
         super().__init__(ends, depth_axis)
         self.channels = channels
         self.alpha = alpha
+        check_settings(alpha, kernel_size)
         self.width = _width(channels, alpha)
-        if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size!r}; it must be an odd whole number, 3 or 1")
         self.inplace = inplace
         self.causal = causal
         self.conv = nn.Conv2d(self.width, self.width, kernel_size, padding=kernel_size // 2)
@@ -223,7 +234,8 @@ class DistillDepthShift(SliceExchange):
         return (self.width // 2, 0) if self.causal else (self.width // 4, self.width // 4)
 
     def forward(self, features: Tensor) -> Tensor:
-        slices = self._checked(features)
+        slices = self._slices(features)
+        self._check_channels(features)
         moved = _moved(features, self.depth_axis, slices)
         taken = moved[:, : self.width]
         maps = self._maps(taken, slices)
@@ -234,7 +246,7 @@ class DistillDepthShift(SliceExchange):
         return result if moved is features else result.movedim(2, 2 + self.depth_axis)
 
     def split(self, features: Tensor) -> Shares:
-        self._checked(features)
+        self._check_channels(features)
         maps, (onward, back) = self._maps(features[:, : self.width], 1), self.shares
         stay = torch.cat([maps[:, onward + back :], features[:, self.width :]], dim=1)
         return Shares(maps[:, :onward], maps[:, onward : onward + back], stay)
@@ -243,7 +255,12 @@ class DistillDepthShift(SliceExchange):
         """Set the weights so that the layer is :class:`DepthShift` with ``fraction = alpha / 4``.
 
         For networks whose other weights were trained on single slices: they meet their own features, shifted.
+
+        Raises:
+            ValueError: the layer has a normalization or an activation behind its convolution.
         """
+        if self.norm is not None or self.act is not None:
+            raise ValueError("a layer with norm or act behind its convolution cannot start as a plain shift")
         with torch.no_grad():
             nn.init.dirac_(self.conv.weight)
             if self.conv.bias is not None:
@@ -255,14 +272,12 @@ class DistillDepthShift(SliceExchange):
             f"depth_axis={self.depth_axis}, inplace={self.inplace}, causal={self.causal}"
         )
 
-    def _checked(self, features: Tensor) -> int | None:
-        slices = self._slices(features)
+    def _check_channels(self, features: Tensor) -> None:
         if features.shape[1] != self.channels:
             raise ValueError(
                 f"DistillDepthShift of {self.channels} channels got {tuple(features.shape)}, "
                 f"{features.shape[1]} channels"
             )
-        return slices
 
     def _maps(self, taken: Tensor, slices: int | None) -> Tensor:
         """Return the learned maps in memory of their own."""
@@ -271,7 +286,9 @@ class DistillDepthShift(SliceExchange):
             maps = maps if self.norm is None else self.norm(maps)
             if self.act is None:
                 return maps
-            return self.act(maps).clone()
+            active = self.act(maps)
+            # the shift of all channels reuses their memory, and an activation needs its result for the gradient
+            return active.clone() if self.width == self.channels else active
         if self.norm is not None or self.act is not None:  # they are 2-D
             folded = self._maps(taken.movedim(2, 1).flatten(0, 1), taken.shape[2])
             return folded.unflatten(0, (-1, taken.shape[2])).movedim(1, 2)
@@ -279,11 +296,17 @@ class DistillDepthShift(SliceExchange):
         return F.conv3d(taken, self.conv.weight.unsqueeze(2), self.conv.bias, padding=(0, size, size))
 
 
+def check_settings(alpha: float, kernel_size: int) -> None:
+    """Refuse settings of :class:`DistillDepthShift` that are out of range for any number of channels."""
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:
+        raise ValueError(f"alpha is {alpha!r}; it must be above 0 and at most 1")
+    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size!r}; it must be an odd whole number, 3 or 1")
+
+
 def _width(channels: int, alpha: float) -> int:
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise ValueError(f"channels is {channels!r}; it must be a whole number of at least 1")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:
-        raise ValueError(f"alpha is {alpha!r}; it must be above 0 and at most 1")
     width = 4 * math.floor(alpha * channels / 4 + 1e-9)  # a product such as 0.1 * 40 may fall short by a rounding
     if width < 4:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 
-from monai_kd.networks.layers.depth_shift import DepthShift, DistillDepthShift, ResidualDepthShift, SliceExchange
+from monai_kd.networks.layers.depth_shift import ResidualDepthShift, SliceExchange
+from monai_kd.networks.layers.exchange_settings import ExchangeSettings, Norm
 from monai_kd.networks.nets.slice_stack import SliceStack
 
 __all__ = ["DSMUNet"]
-
-Norm = str | tuple[str, dict[str, Any]]
-EXCHANGES = ("distill", "plain", "residual", "none")
 
 
 class DSMUNet(SliceStack):
@@ -76,18 +74,10 @@ class DSMUNet(SliceStack):
         exchange_act: Norm | None = None,
         layout: str = "auto",
     ) -> None:
-        if exchange not in EXCHANGES:
-            raise ValueError(f"exchange is {exchange!r}; known: {', '.join(EXCHANGES)}")
-
-        def make(width: int) -> SliceExchange | None:
-            if exchange == "none":
-                return None
-            if exchange != "distill":
-                return DepthShift(fraction, ends, causal=causal)
-            settings: dict[str, Any] = {"kernel_size": kernel_size, "norm": exchange_norm, "act": exchange_act}
-            return DistillDepthShift(width, alpha, inplace=True, ends=ends, causal=causal, **settings)
-
-        network = _SliceUNet(in_channels, out_channels, channels, make, exchange == "residual", norm)
+        settings = ExchangeSettings(
+            exchange, alpha, ends, causal, fraction, kernel_size, norm=exchange_norm, act=exchange_act
+        )
+        network = _SliceUNet(in_channels, out_channels, channels, settings, norm)
         super().__init__(network, depth_axis, spacing, layout)
         self.in_channels = in_channels
         self.smallest = 2 ** (len(channels) - 1)
@@ -121,15 +111,13 @@ class DSMUNet(SliceStack):
 class _Block(nn.Module):
     """Two units with an exchange between them."""
 
-    def __init__(
-        self, sizes: tuple[int, int, int], make: Callable[[int], SliceExchange | None], residual: bool, norm: Norm
-    ) -> None:
+    def __init__(self, sizes: tuple[int, int, int], settings: ExchangeSettings, norm: Norm) -> None:
         super().__init__()
         entry, middle, exit_ = sizes
         self.first = _unit(entry, middle, norm)
-        self.exchange = make(middle)
+        self.exchange = settings.make(middle, inplace=True)
         self.second = _unit(middle, exit_, norm)
-        self.residual = residual
+        self.residual = settings.residual
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.first(features)
@@ -153,8 +141,7 @@ class _SliceUNet(nn.Module):
         in_channels: int,
         out_channels: int,
         channels: Sequence[int],
-        make: Callable[[int], SliceExchange | None],
-        residual: bool,
+        settings: ExchangeSettings,
         norm: Norm,
     ) -> None:
         super().__init__()
@@ -162,13 +149,13 @@ class _SliceUNet(nn.Module):
             raise ValueError(f"channels is {channels!r}; give a whole number above 0 for each of at least 2 levels")
         self.stem = nn.Sequential(_unit(in_channels, channels[0], norm), _unit(channels[0], channels[0], norm))
         down = [(entry, width, width) for entry, width in pairwise(channels)]
-        self.down = nn.ModuleList(_Block(sizes, make, residual, norm) for sizes in down)
+        self.down = nn.ModuleList(_Block(sizes, settings, norm) for sizes in down)
         up, previous = [], channels[-1]
         for level in range(len(channels) - 2, -1, -1):
             result = channels[max(level - 1, 0)]
             up.append((channels[level] + previous, channels[level], result))
             previous = result
-        self.up = nn.ModuleList(_Block(sizes, make, residual, norm) for sizes in up)
+        self.up = nn.ModuleList(_Block(sizes, settings, norm) for sizes in up)
         self.head = nn.Conv2d(previous, out_channels, 1)
 
     @property

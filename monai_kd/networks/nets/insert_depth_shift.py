@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from monai_kd.networks.layers.depth_shift import DepthShift, DistillDepthShift, ResidualDepthShift, SliceExchange
-from monai_kd.networks.layers.slice_count import unfold
+from monai_kd.networks.layers.depth_shift import DistillDepthShift, ResidualDepthShift, SliceExchange
+from monai_kd.networks.layers.exchange_settings import ExchangeSettings, Norm
+from monai_kd.networks.layers.slice_count import unfold_slices
 from monai_kd.networks.nets.exchange_places import (
     dry_run,
     features_in_front,
@@ -24,9 +24,6 @@ from monai_kd.networks.nets.exchange_places import (
 from monai_kd.networks.nets.slice_stack import SliceStack
 
 __all__ = ["insert_depth_shift"]
-
-Norm = str | tuple[str, dict[str, Any]]
-EXCHANGES = ("distill", "plain", "residual")
 
 
 def insert_depth_shift(
@@ -90,16 +87,15 @@ def insert_depth_shift(
     Source: Maheshwari et al. 2021 for the place between two convolutions, and its "Residual DSM"; Lin et al. 2019 for
     the residual branch and for the narrow end of inverted residual blocks.
     """
-    _check(network, exchange, start_as_plain_shift, exchange_norm, exchange_act)
+    settings = ExchangeSettings(
+        exchange, alpha, ends, causal, fraction, kernel_size, norm=exchange_norm, act=exchange_act
+    )
+    _check(network, settings, start_as_plain_shift)
 
     def make(channels: int, private: bool) -> SliceExchange:
-        if exchange != "distill":
-            shift = DepthShift(fraction, ends, causal=causal)
-            shift.split(torch.empty(1, channels, 1, 1))  # refuses too few channels
-            return shift
-        settings: dict[str, Any] = {"kernel_size": kernel_size, "norm": exchange_norm, "act": exchange_act}
-        layer = DistillDepthShift(channels, alpha, inplace=private, ends=ends, causal=causal, **settings)
-        if start_as_plain_shift:
+        layer = settings.make(channels, inplace=private)
+        assert layer is not None
+        if isinstance(layer, DistillDepthShift) and start_as_plain_shift:
             layer.start_as_plain_shift()
         return layer
 
@@ -117,22 +113,20 @@ def insert_depth_shift(
             shifts[path] = make(features[1], private).to(slices.device, slices.dtype)
         except ValueError as error:
             raise ValueError(f"exchange in front of {path!r}: {error}") from error
-        _replace(network, module, _behind(shifts[path], module, exchange == "residual" and keeps_shape))
+        _replace(network, module, _behind(shifts[path], module, settings.residual and keeps_shape))
     stack = SliceStack(network, depth_axis, spacing, layout)
     stack.training = network.training
     _check_runs(stack, slices, shifts)
     return stack
 
 
-def _check(
-    network: nn.Module, exchange: str, start_as_plain_shift: bool, exchange_norm: Norm | None, exchange_act: Norm | None
-) -> None:
-    if exchange not in EXCHANGES:
-        raise ValueError(f"exchange is {exchange!r}; known: {', '.join(EXCHANGES)}")
-    if start_as_plain_shift and (exchange != "distill" or exchange_norm is not None or exchange_act is not None):
+def _check(network: nn.Module, settings: ExchangeSettings, start_as_plain_shift: bool) -> None:
+    if settings.exchange == "none":
+        raise ValueError("exchange is 'none': nothing to insert; known: distill, plain, residual")
+    if start_as_plain_shift and (settings.exchange != "distill" or settings.norm or settings.act):
         raise ValueError(
-            f"start_as_plain_shift sets the learned exchange alone; got exchange={exchange!r}, "
-            f"exchange_norm={exchange_norm!r}, exchange_act={exchange_act!r}, give 'distill', None and None"
+            f"start_as_plain_shift sets the learned exchange alone; got exchange={settings.exchange!r}, "
+            f"exchange_norm={settings.norm!r}, exchange_act={settings.act!r}, give 'distill', None and None"
         )
     name = type(network).__name__
     for path, module in network.named_modules():
@@ -179,7 +173,7 @@ def _check_runs(stack: SliceStack, slices: Tensor, shifts: dict[str, SliceExchan
     """Run through the exchanges: a network may hold its modules elsewhere too, or read their settings."""
     name = type(stack.network).__name__
     try:
-        _, calls = run(stack, unfold(slices, len(slices), stack.depth_axis), dict(shifts))
+        _, calls = run(stack, unfold_slices(slices, len(slices), stack.depth_axis), dict(shifts))
     except Exception as error:
         raise ValueError(
             f"{name} does not run with exchanges in front of {listed(list(shifts))}: {' '.join(str(error).split())}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from monai.data import MetaTensor
+from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 from monai_kd.networks.layers.depth_shift import SliceExchange
-from monai_kd.networks.layers.slice_count import SliceCount, fold, unfold
+from monai_kd.networks.layers.slice_count import SliceCount, fold_slices, unfold_slices
 
 __all__ = ["SliceStack"]
 
@@ -26,8 +29,8 @@ class SliceStack(nn.Module):
         depth_axis: spatial axis of the slices, 0 to 2; None takes that of the largest spacing.
         spacing: voxel spacing along the three spatial axes, e.g. in mm, for ``depth_axis`` None: slices are stacked
             along the coarsest axis, the last of equals. Without both it is the last axis, as in MONAI's volumes.
-        layout: memory layout of the slices. ``channels_last`` is the fastest of exact ones wherever it was measured and
-            is what ``auto`` takes, but for a tracer, which need not know; ``contiguous`` leaves it as it comes.
+        layout: memory layout of the slices. ``channels_last`` is what ``auto`` takes, except for an exporter, whose
+            runtime has layouts of its own; ``contiguous`` leaves it as it comes. The result is the same.
 
     Shape:
         ``(B, C, *spatial)`` with three spatial axes, to ``(B, K, *spatial)``; of stacked heads ``(N, heads, K, H, W)``,
@@ -77,30 +80,55 @@ class SliceStack(nn.Module):
         return len(self.exchanges)
 
     def forward(self, volume: Tensor) -> Tensor:
-        if volume.ndim != 5:
+        if volume.ndim != 5 or 0 in volume.shape[2:]:
             raise ValueError(
                 f"{type(self).__name__} got {tuple(volume.shape)}; it takes a volume (B, C, *spatial) with three "
-                f"spatial axes, slices along spatial axis {self.depth_axis}"
+                f"spatial axes, none of them empty, slices along spatial axis {self.depth_axis}"
             )
         count = volume.shape[2 + self.depth_axis]
         self.count.slices = count
-        output = self.network(self.laid_out(fold(volume, self.depth_axis)))
+        plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume  # metadata are of the volume
+        output = self.network(self.laid_out(fold_slices(plain, self.depth_axis)))
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"{type(self.network).__name__} returned a {type(output).__name__}; a network of slices must return "
                 "one tensor (several heads stacked along axis 1)"
             )
-        return unfold(output, count, self.depth_axis)
+        if output.ndim < 4:
+            raise ValueError(
+                f"{type(self.network).__name__} returned {tuple(output.shape)}; a network of slices must return maps "
+                "(N, K, H, W)"
+            )
+        result = unfold_slices(output, count, self.depth_axis)
+        return convert_to_dst_type(result, volume)[0] if isinstance(volume, MetaTensor) else result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.count.owned = True  # a copy owns its layers as well
 
     def laid_out(self, slices: Tensor) -> Tensor:
         """Return slices ``(N, C, H, W)`` in the memory layout in which the network runs."""
-        if self.layout == "contiguous":
+        if self.layout == "contiguous" or (self.layout == "auto" and _is_exported()):
             return slices
-        return slices.contiguous(memory_format=torch.channels_last)
+        if slices.shape[1] > 1:
+            return slices.contiguous(memory_format=torch.channels_last)
+        # one channel has the same memory in both layouts; convolutions go by the strides, which a copy sets
+        empty = torch.empty(slices.shape, dtype=slices.dtype, device=slices.device, memory_format=torch.channels_last)
+        return empty.copy_(slices)
 
     def as_volume(self, features: Tensor) -> Tensor:
-        """Return the features of slices as those of the volumes of the last forward pass, as a view."""
-        return unfold(features, self.count.slices, self.depth_axis)
+        """Return the features of slices as those of the volumes of the last forward pass, as a view.
+
+        Raises:
+            ValueError: they are no maps ``(N, C, H, W)``, or there was no forward pass.
+        """
+        if features.ndim < 4 or self.count.slices is None:
+            raise ValueError(f"{tuple(features.shape)} are no maps of the slices of a volume that was passed")
+        return unfold_slices(features, self.count.slices, self.depth_axis)
+
+
+def _is_exported() -> bool:
+    return bool(torch.compiler.is_exporting() or torch.jit.is_tracing())
 
 
 def _slice_axis(depth_axis: int | None, spacing: Sequence[float] | None) -> int:

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measurements import publish
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_kd.handlers.provenance import environment, network_facts, write_json
+from monai_kd.handlers.provenance import environment, network_facts
 from monai_kd.inferers import ChunkedDepthInferer, StreamingDepthInferer
 from monai_kd.networks.nets import DSMUNet, SliceStack
 
@@ -169,10 +170,7 @@ def main() -> None:
         "ways": ways,
         "memory_ratio": {way: ways[way][last]["median_peak_mb"] / ways[way][first]["median_peak_mb"] for way in WAYS},
     }
-    print(report(record))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, record)
-    print(f"written: {arguments.out}")
+    publish(record, report(record), arguments.out)
 
 
 if __name__ == "__main__":

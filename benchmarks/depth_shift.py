@@ -36,8 +36,9 @@ import depth_shift_networks as networks
 import depth_shift_variants as variants
 import torch
 from bundle_runs import REPOSITORY
+from measurements import publish
 
-from monai_kd.handlers.provenance import environment, write_json
+from monai_kd.handlers.provenance import environment
 from monai_kd.visualize.depth_shift_costs import depth_shift_markdown
 
 RESULTS = REPOSITORY / "docs" / "results"
@@ -100,11 +101,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 is meant
     record = measure(arguments.only, arguments.quick, rounds, arguments.device)
-    print(depth_shift_markdown(record))
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, record)
-        print(f"\nwritten: {out}")
+    publish(record, depth_shift_markdown(record), out)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,13 @@ import textbook_losses as textbook
 import torch
 import torch.nn.functional as F
 from bundle_runs import REPOSITORY
+from measurements import publish
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_kd import losses
 from monai_kd.distillers import Term
-from monai_kd.handlers.provenance import environment, write_json
+from monai_kd.handlers.provenance import environment
 from monai_kd.visualize.loss_costs import costs_markdown
 
 RESULTS = REPOSITORY / "docs" / "results" / "zoo"
@@ -210,11 +211,7 @@ def main() -> None:
                 check(loss, pair, inputs[pair.on])
                 found[loss] = measure(pair, inputs[pair.on], arguments.rounds)
                 bar.update()
-    print(costs_markdown(record))
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, record)
-        print(f"\nwritten: {out}")
+    publish(record, costs_markdown(record), out)
 
 
 if __name__ == "__main__":

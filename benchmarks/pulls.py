@@ -13,18 +13,17 @@ goes to docs/results/zoo/pulls.json, from which the table in the documents is ma
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 from bundle_runs import REPOSITORY
+from measurements import add_data_options, check_data_options, data_overrides, publish
 from monai.utils import set_determinism
 from tqdm import tqdm
 
-from monai_kd.data import make_phantoms
-from monai_kd.handlers.provenance import environment, write_json
+from monai_kd.handlers.provenance import environment
 from monai_kd.hub.calibrate import Calibration, calibrate_terms
 from monai_kd.inferers import cpu_has_bfloat16
 from monai_kd.visualize.pulls import pulls_markdown
@@ -73,25 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=10, help="measured batches of each overlay")
     parser.add_argument("--warmup", type=int, default=20, help="steps on the supervised loss before that")
-    parser.add_argument("--phantoms", action="store_true", help="made-up data; needs an --out of its own")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "results" / "zoo" / "pulls.json")
+    add_data_options(parser, REPOSITORY / "docs" / "results" / "zoo" / "pulls.json")
     arguments = parser.parse_args()
-    if not arguments.phantoms and not os.environ.get("MONAI_KD_DATA"):
-        parser.error("set MONAI_KD_DATA to the folder that holds Task04_Hippocampus and splits, or give --phantoms")
-    if arguments.phantoms and arguments.out == parser.get_default("out"):
-        parser.error("--phantoms needs an --out of its own")
+    check_data_options(parser, arguments)
     with tempfile.TemporaryDirectory() as folder:
-        overrides: dict[str, Any] = {}
-        if arguments.phantoms:
-            data = make_phantoms(Path(folder) / "phantoms", num_train=6, num_test=0, progress=False)
-            overrides = {"dataset_dir": str(data), "split_file": ""}
+        overrides = data_overrides(arguments.phantoms, Path(folder))
         found = measure(arguments.batches, arguments.warmup, overrides)
     set_determinism(None)
     record = {**environment("cpu", REPOSITORY), "data": "phantoms" if arguments.phantoms else "hippocampus", **found}
-    print(pulls_markdown(record))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, record)
-    print(f"\nwritten: {arguments.out}")
+    publish(record, pulls_markdown(record), arguments.out)
 
 
 if __name__ == "__main__":

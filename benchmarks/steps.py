@@ -28,14 +28,14 @@ from typing import Any
 import torch
 from bundle_runs import REPOSITORY
 from ignite.engine import Events
+from measurements import add_data_options, check_data_options, data_overrides, publish
 from monai.bundle import ConfigWorkflow, create_workflow
 from monai.utils import set_determinism
 from tqdm import tqdm
 
-from monai_kd.data import make_phantoms
 from monai_kd.distillers import Distiller
 from monai_kd.engines import DistillationTrainer
-from monai_kd.handlers.provenance import environment, write_json
+from monai_kd.handlers.provenance import environment
 
 STUDENT = REPOSITORY / "bundles" / "student"
 ALONE = "baseline"
@@ -161,28 +161,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--phantoms", action="store_true", help="made-up data; needs an --out of its own")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "results" / "zoo" / "steps.json")
+    add_data_options(parser, REPOSITORY / "docs" / "results" / "zoo" / "steps.json")
     arguments = parser.parse_args()
-    if not arguments.phantoms and not os.environ.get("MONAI_KD_DATA"):
-        parser.error("set MONAI_KD_DATA to the folder that holds Task04_Hippocampus and splits, or give --phantoms")
-    if arguments.phantoms and arguments.out == parser.get_default("out"):
-        parser.error("--phantoms needs an --out of its own")
+    check_data_options(parser, arguments)
     torch.set_num_threads(arguments.threads)
     logging.disable(logging.WARNING)  # MONAI's summary of each workflow
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        overrides: dict[str, Any] = {}
-        if arguments.phantoms:
-            data = make_phantoms(work / "phantoms", num_train=6, num_test=0, progress=False)
-            overrides = {"dataset_dir": str(data), "split_file": ""}
-        found = measure(work, overrides, arguments.rounds)
+        found = measure(work, data_overrides(arguments.phantoms, work), arguments.rounds)
     set_determinism(None)
     record = {**environment("cpu", REPOSITORY), "data": "phantoms" if arguments.phantoms else "hippocampus", **found}
-    print(report(record))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, record)
-    print(f"written: {arguments.out}")
+    publish(record, report(record), arguments.out)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_kd.visualize.measured import measured_markdown
 from monai_kd.visualize.statistics import _cpu_text
-from monai_kd.visualize.tables import NO_RESULTS
 
 __all__ = ["depth_shift_markdown", "depth_shift_table"]
 
@@ -30,13 +29,7 @@ def depth_shift_table(path: str | Path) -> str:
     Raises:
         ValueError: the file is no such record; names the file.
     """
-    path = Path(path)
-    if not path.is_file():
-        return NO_RESULTS
-    try:
-        return depth_shift_markdown(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"'{path}' is no record of depth shift costs: {type(error).__name__}: {error}") from error
+    return measured_markdown(path, "depth shift costs", depth_shift_markdown)
 
 
 def depth_shift_markdown(record: Mapping[str, Any]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_kd.visualize.measured import measured_markdown
 from monai_kd.visualize.statistics import _cpu_text
 from monai_kd.visualize.tables import NO_RESULTS
 
@@ -26,7 +26,7 @@ def loss_costs_table(results_dir: str | Path) -> str:
         ValueError: a file is no such record; names the file.
     """
     paths = sorted(Path(results_dir).glob("loss_costs*.json"), key=lambda path: (len(path.name), path.name))
-    return "\n\n".join(_read(path) for path in paths) or NO_RESULTS
+    return "\n\n".join(measured_markdown(path, "loss costs", costs_markdown) for path in paths) or NO_RESULTS
 
 
 def costs_markdown(record: Mapping[str, Any]) -> str:
@@ -34,13 +34,6 @@ def costs_markdown(record: Mapping[str, Any]) -> str:
     rows = list(_rows(record))
     lines = ["| " + " | ".join(row) + " |" for row in (_TITLES, ("---", "---", *["---:"] * 6), *rows)]
     return "\n".join([*lines, "", *_notes(record)])
-
-
-def _read(path: Path) -> str:
-    try:
-        return costs_markdown(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"'{path}' is no record of loss costs: {type(error).__name__}: {error}") from error
 
 
 def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

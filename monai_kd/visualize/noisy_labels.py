@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_kd.visualize.measured import measured_markdown
 from monai_kd.visualize.statistics import mean_and_sd
-from monai_kd.visualize.tables import NO_RESULTS, NONE
+from monai_kd.visualize.tables import NONE
 
 __all__ = ["noisy_labels_table"]
 
@@ -37,16 +37,13 @@ def noisy_labels_table(record: str | Path) -> str:
     Raises:
         ValueError: the file is no such record; names the file.
     """
-    path = Path(record)
-    if not path.is_file():
-        return NO_RESULTS
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        lines = ["| " + " | ".join(row) + " |" for row in (_TITLES, ("---", *["---:"] * 6), *_rows(content))]
-        wrong = content["wrong_foreground_percent"]
-        note = f"- Labels of {wrong:.0f} % of the objects' pixels are wrong in training; scored on clean labels."
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"'{path}' is no record of noisy labels: {type(error).__name__}: {error}") from error
+    return measured_markdown(record, "noisy labels", _markdown)
+
+
+def _markdown(content: Mapping[str, Any]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (_TITLES, ("---", *["---:"] * 6), *_rows(content))]
+    wrong = content["wrong_foreground_percent"]
+    note = f"- Labels of {wrong:.0f} % of the objects' pixels are wrong in training; scored on clean labels."
     return "\n".join([*lines, "", note, _NOTE])
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_kd.visualize.measured import measured_markdown
 from monai_kd.visualize.statistics import _cpu_text
-from monai_kd.visualize.tables import NO_RESULTS
 
 __all__ = ["pulls_markdown", "pulls_table"]
 
@@ -25,13 +24,7 @@ def pulls_table(path: str | Path) -> str:
     Raises:
         ValueError: the file is no such record; names the file.
     """
-    path = Path(path)
-    if not path.is_file():
-        return NO_RESULTS
-    try:
-        return pulls_markdown(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"'{path}' is no record of pulls: {type(error).__name__}: {error}") from error
+    return measured_markdown(path, "pulls", pulls_markdown)
 
 
 def pulls_markdown(record: Mapping[str, Any]) -> str:

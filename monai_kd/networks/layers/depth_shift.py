@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Shares(NamedTuple):
     stay: Tensor
 
 
-class SliceExchange(nn.Module):
+class SliceExchange(nn.Module, ABC):
     """Base of layers through which a slice of a volume meets its neighbors.
 
     Args:
@@ -55,9 +56,9 @@ class SliceExchange(nn.Module):
         self.depth_axis = depth_axis
         self.count = SliceCount()
 
+    @abstractmethod
     def split(self, features: Tensor) -> Shares:
         """Return what one slice ``(1, C, H, W)`` gives; for slices that come one at a time."""
-        raise NotImplementedError
 
     def join(self, onward: Tensor, back: Tensor, stay: Tensor) -> Tensor:
         """Return the features of a slice from what it received and kept."""

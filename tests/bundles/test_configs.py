@@ -27,6 +27,27 @@ DISTILLERS = sorted(path.stem for path in (CONFIGS / "distillers").iterdir())
 
 # what each bundle ships, and every combination of files that its documents name
 FILES = {
+    "distill-dsm": [
+        "alpha_one.yaml",
+        "alpha_quarter.yaml",
+        "baseline.yaml",
+        "brats.yaml",
+        "evaluate.yaml",
+        "from_teacher.yaml",
+        "infer.json",
+        "inference.yaml",
+        "left_atrium.yaml",
+        "metadata.json",
+        "multi_gpu_train.yaml",
+        "pancreas.yaml",
+        "plain_dsm.yaml",
+        "prostate.yaml",
+        "residual_dsm.yaml",
+        "sigmoid.yaml",
+        "streaming.yaml",
+        "train.yaml",
+        "unet3d.yaml",
+    ],
     "teacher": [
         "evaluate.yaml",
         "infer.json",
@@ -49,6 +70,18 @@ FILES = {
     ],
 }
 COMBINATIONS = [
+    ("distill-dsm", ("train.yaml",)),
+    *(
+        ("distill-dsm", ("train.yaml", f"{name}.yaml"))
+        for name in ("baseline", "plain_dsm", "residual_dsm", "alpha_quarter", "alpha_one", "unet3d", "sigmoid")
+    ),
+    *(("distill-dsm", ("train.yaml", f"{name}.yaml")) for name in ("left_atrium", "prostate", "pancreas")),
+    ("distill-dsm", ("train.yaml", "sigmoid.yaml", "brats.yaml")),
+    ("distill-dsm", ("train.yaml", "left_atrium.yaml", "unet3d.yaml")),
+    ("distill-dsm", ("train.yaml", "evaluate.yaml")),
+    ("distill-dsm", ("train.yaml", "multi_gpu_train.yaml")),
+    ("distill-dsm", ("inference.yaml",)),
+    ("distill-dsm", ("inference.yaml", "streaming.yaml")),
     ("teacher", ("train.yaml",)),
     ("teacher", ("train.yaml", "evaluate.yaml")),
     ("teacher", ("train.yaml", "multi_gpu_train.yaml")),
@@ -160,7 +193,7 @@ def test_header_says_how_long_it_takes(folder, bundle, name):
 @pytest.mark.parametrize(("bundle", "name"), YAML_FILES)
 def test_every_import_is_used_and_every_name_is_imported(folder, bundle, name):
     """Overlays that set ``imports`` replace the list, so they are judged together with the file they overlay."""
-    base = "inference.yaml" if name.startswith("inference") else "train.yaml"
+    base = "inference.yaml" if name.startswith(("inference", "streaming")) else "train.yaml"
     names = (name,) if name == base else (base, name)
     config = merged(folder, bundle, names)
     imported = {statement.split(" as ")[-1].removeprefix("$import ").split(".")[0] for statement in config["imports"]}
@@ -208,7 +241,7 @@ def test_classes_and_channels_are_the_same_in_network_training_and_metadata(fold
     assert config["class_names"][0] == "background"
     assert pred["num_channels"] == config["network_def"]["out_channels"] == len(config["class_names"])
     assert image["num_channels"] == config["network_def"]["in_channels"] == len(image["channel_def"])
-    assert len(image["spatial_shape"]) == config["network_def"]["spatial_dims"] == 3
+    assert len(image["spatial_shape"]) == config["network_def"].get("spatial_dims", 3) == 3
 
 
 @pytest.mark.parametrize("bundle", list(FILES))
@@ -217,7 +250,9 @@ def test_network_and_geometry_are_the_same_wherever_they_stand(folder, bundle):
     infer = json.loads((folder / bundle / "configs" / "infer.json").read_text())
     assert train["network_def"] == inference["network_def"] == infer["network_def"]
     assert list(infer) == ["bundle_root", "device", "network_def"]
-    for knob in ("spacing_mm", "roi_size", "overlap"):
+    knobs = [knob for knob in ("spacing_mm", "roi_size", "overlap", "chunk") if knob in train]
+    assert len(knobs) >= 2
+    for knob in knobs:
         assert train[knob] == inference[knob], knob
     inner = dict(train["validate"]["inferer"]["inferer"])
     assert inner == inference["inferer"]
@@ -281,7 +316,7 @@ def one_process(monkeypatch):
 @pytest.mark.parametrize(("bundle", "names"), COMBINATIONS)
 @pytest.mark.usefixtures("one_process")
 def test_every_property_of_every_documented_combination_is_there(folder, workflow, tmp_path, bundle, names):
-    kind, properties = ("infer", InferProperties) if names == ("inference.yaml",) else ("train", TrainProperties)
+    kind, properties = ("infer", InferProperties) if names[0] == "inference.yaml" else ("train", TrainProperties)
     overrides = {}
     if "evaluate.yaml" in names:
         (tmp_path / "weights.pt").write_bytes(b"never opened")

@@ -16,12 +16,13 @@ from monai_kd.data.splits import CaseSplit, ids_hash
 from monai_kd.handlers.case_scores import write_metrics_csv
 from monai_kd.handlers.files import is_main_process
 from monai_kd.handlers.provenance import config_hash, file_sha256
-from monai_kd.handlers.run_record import RunRecord
+from monai_kd.handlers.run_record import PASSAGE_IDS, RunRecord, without_passage
 
 __all__ = ["EvaluationRecord", "require_weights"]
 
 # What must be equal for two evaluations to stand in one table, besides the scored cases themselves.
 _PROTOCOL_IDS = ("class_names", "spacing_mm", "roi_size", "overlap", "amp", "cpu_bfloat16")
+_SCORING_IDS = tuple(name for name in _PROTOCOL_IDS if name not in PASSAGE_IDS)  # for networks of different kinds
 _NOT_PROTOCOL_STEPS = ("data", "dataset", "dataloader", "handlers", "evaluator", "key_metric")
 
 
@@ -69,7 +70,8 @@ class EvaluationRecord(RunRecord):
         self.content["protocol"].update(
             {
                 "section": section,
-                "hash": _protocol_hash(self.config, ids),
+                "hash": _protocol_hash(self.config, ids, _PROTOCOL_IDS),
+                "scoring_hash": _protocol_hash(without_passage(self.config), ids, _SCORING_IDS),
                 "n_cases": len(ids),
                 "cases_hash": ids_hash(ids),
             }
@@ -85,6 +87,7 @@ class EvaluationRecord(RunRecord):
         self.content["training"] = training
         self.content["seed"] = training["seed"] if training else None
         self.content["schedule_hash"] = training["schedule_hash"] if training else None
+        self.content["recipe_hash"] = training.get("recipe_hash") if training else None  # older records have none
         self.content["teacher"] = training["teacher"] if training else None
         if training:
             self.content["method"] = training["method"]
@@ -110,11 +113,11 @@ class EvaluationRecord(RunRecord):
             print(_summary_lines(self.content))
 
 
-def _protocol_hash(config: Mapping[str, Any], ids: list[str]) -> str:
+def _protocol_hash(config: Mapping[str, Any], ids: list[str], names: Sequence[str]) -> str:
     validate = config.get("validate", {})
     steps = {name: step for name, step in validate.items() if name not in _NOT_PROTOCOL_STEPS}
     transform = validate.get("dataset", {}).get("transform")
-    parts = {name: config.get(name) for name in _PROTOCOL_IDS}
+    parts = {name: config.get(name) for name in names}
     return config_hash({**parts, "steps": steps, "transform": transform, "cases": ids})
 
 

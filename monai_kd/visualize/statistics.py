@@ -42,6 +42,14 @@ _SHARED = {
     "parameters": ("network", "parameters"),
     "classes": ("classes",),
 }
+# What two networks must share before their difference means "another network on the same task".
+_SHARED_BY_NETWORKS = {
+    "scoring hash": ("protocol", "scoring_hash"),
+    "section": ("protocol", "section"),
+    "split_hash": ("protocol", "split_hash"),
+    "recipe_hash": ("recipe_hash",),
+    "classes": ("classes",),
+}
 
 
 class PairRefused(ValueError):
@@ -150,6 +158,7 @@ def paired_difference(
     confidence: float = 0.95,
     resamples: int = 10000,
     same_schedule: bool = True,
+    same_network: bool = True,
 ) -> PairedDifference:
     """Compare two arms case by case: control ``a`` (baseline) and treatment ``b`` (distilled), one record a seed.
 
@@ -161,13 +170,16 @@ def paired_difference(
         a_records, b_records: evaluation records.
         confidence, resamples: see :func:`bootstrap_interval`.
         same_schedule: False compares trainings of different length, such as two of equal time; nothing else may differ.
+        same_network: False compares networks that were trained by one recipe; each may go through a volume in its own
+            way (``recipe_hash`` and ``protocol.scoring_hash`` must be equal in place of schedule and protocol).
 
     Raises:
         PairRefused: the arms differ in protocol, section, split_hash, schedule_hash, network, classes, seeds or cases,
             the schedule is unknown, a seed occurs twice in an arm, or fewer than 2 cases are scored.
+        ValueError: both ``same_schedule`` and ``same_network`` are False: nothing would be comparable.
     """
     a, b = _by_seed(a_records, "a"), _by_seed(b_records, "b")
-    _refuse_unlike([*a, *b], same_schedule)
+    _refuse_unlike([*a, *b], _what_to_share(same_schedule, same_network))
     seeds = tuple(record["seed"] for record in a)
     if seeds != tuple(record["seed"] for record in b):
         raise PairRefused(f"seeds differ: {_seeds_text(a)} in a, {_seeds_text(b)} in b")
@@ -219,12 +231,20 @@ def _seeds_text(records: Iterable[Record]) -> str:
     return ", ".join("unknown" if record["seed"] is None else str(record["seed"]) for record in records)
 
 
-def _refuse_unlike(records: Sequence[Record], same_schedule: bool) -> None:
+def _what_to_share(same_schedule: bool, same_network: bool) -> Mapping[str, tuple[str, ...]]:
+    if not same_network and not same_schedule:
+        raise ValueError("networks are compared on the same schedule: give only one of same_schedule, same_network")
+    if not same_network:
+        return _SHARED_BY_NETWORKS
+    return {name: path for name, path in _SHARED.items() if same_schedule or name != "schedule_hash"}
+
+
+def _refuse_unlike(records: Sequence[Record], shared: Mapping[str, tuple[str, ...]]) -> None:
     first = records[0]
-    shared = {name: path for name, path in _SHARED.items() if same_schedule or name != "schedule_hash"}
+    known = "recipe_hash" if "recipe_hash" in shared else "schedule_hash"
     for record in records:
-        if record["schedule_hash"] is None:
-            raise PairRefused(f"schedule_hash is unknown in {record['run_id']}")
+        if record.get(known) is None:
+            raise PairRefused(f"{known} is unknown in {record['run_id']}")
     for record in records:
         for name, path in shared.items():
             expected, got = _lookup(first, path), _lookup(record, path)

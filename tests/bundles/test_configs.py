@@ -77,7 +77,7 @@ COMBINATIONS = [
     ),
     *(("distill-dsm", ("train.yaml", f"{name}.yaml")) for name in ("left_atrium", "prostate", "pancreas")),
     ("distill-dsm", ("train.yaml", "sigmoid.yaml", "brats.yaml")),
-    ("distill-dsm", ("train.yaml", "left_atrium.yaml", "unet3d.yaml")),
+    ("distill-dsm", ("train.yaml", "unet3d.yaml", "left_atrium.yaml")),
     ("distill-dsm", ("train.yaml", "evaluate.yaml")),
     ("distill-dsm", ("train.yaml", "multi_gpu_train.yaml")),
     ("distill-dsm", ("inference.yaml",)),

@@ -366,6 +366,33 @@ def test_another_schedule_has_another_hash(tmp_path, changes):
     assert content(tmp_path, changes)["schedule_hash"] != content(tmp_path)["schedule_hash"]
 
 
+WIDER = {"network_def": {"_target_": "x", "width": 9}}
+WINDOW = {"roi_size": [8, 8, 8], "validate::inferer": {"_target_": "SlidingWindowInferer", "roi_size": "@roi_size"}}
+
+
+@pytest.mark.parametrize("changes", [WIDER, {"chunk": 3}, WINDOW, {**WINDOW, **BASELINE}])
+def test_another_network_has_another_schedule_and_the_same_recipe(tmp_path, changes):
+    other, base = content(tmp_path, changes), content(tmp_path)
+    assert other["schedule_hash"] != base["schedule_hash"]
+    assert other["recipe_hash"] == base["recipe_hash"] != base["schedule_hash"]
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 3}, {"terms::seg::weight": 2.0}, {"validate::data": cases("e", "d")}])
+def test_another_schedule_is_another_recipe(tmp_path, changes):
+    assert content(tmp_path, changes)["recipe_hash"] != content(tmp_path)["recipe_hash"]
+
+
+def test_the_way_through_a_volume_is_part_of_the_protocol_and_not_of_the_scoring(tmp_path):
+    def protocol(changes: dict[str, Any]) -> dict[str, Any]:
+        return content(tmp_path, changes, "evaluation")["protocol"]
+
+    base, window = protocol({}), protocol(WINDOW)
+    assert window["hash"] != base["hash"]
+    assert window["scoring_hash"] == base["scoring_hash"]
+    for other in ({"spacing_mm": [2, 2, 2]}, {"validate::dataset": {"transform": "other"}}):
+        assert protocol(other)["scoring_hash"] != base["scoring_hash"]
+
+
 def test_config_hash_tells_methods_and_seeds_apart_and_not_places(tmp_path):
     base = content(tmp_path)["config_hash"]
     assert content(tmp_path / "other")["config_hash"] == base

@@ -15,8 +15,8 @@ from monai_kd.visualize.statistics import (
     PairRefused,
     Record,
     _cpu_text,
+    difference_on_seeds,
     group_arms,
-    paired_difference,
 )
 from monai_kd.visualize.tables import (
     NO_RESULTS,
@@ -166,19 +166,10 @@ def _compare(arm: Arm, alone: Sequence[Arm], longer: Arm | None, same_schedule: 
         return Method(arm, None, None)
     baseline = max(alone, key=lambda other: _likeness(other, arm))
     try:
-        difference = _on_its_seeds(baseline, arm, same_schedule)
-        return Method(arm, difference, None, _on_its_seeds(longer, arm, False) if longer else None)
+        difference = difference_on_seeds(baseline, arm, same_schedule=same_schedule)
+        return Method(arm, difference, None, difference_on_seeds(longer, arm, same_schedule=False) if longer else None)
     except PairRefused as error:
         return Method(arm, None, f"{arm.method} is not compared with the {ALONE}: {error}.")
-
-
-def _on_its_seeds(control: Arm, arm: Arm, same_schedule: bool) -> PairedDifference:
-    """Compare an arm with a control, of whose seeds only the arm's own count."""
-    seeds = {record["seed"] for record in arm.records}
-    same = [record for record in control.records if record["seed"] in seeds]
-    if len(same) < len(seeds):
-        raise PairRefused(f"seeds differ: {control.seeds_text} in {ALONE}, {arm.seeds_text} in {arm.method}")
-    return paired_difference(same, arm.records, same_schedule=same_schedule)
 
 
 def _read_steps(path: str | Path | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ No number in a README or a model card is typed: a document names the protocol it
 
 and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
 ``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters:
-``depth_shift``, ``distillers``, ``exports``, ``loss_costs``, ``noisy_labels``, ``pulls``.
+``depth_shift``, ``distill_dsm``, ``distillers``, ``exports``, ``loss_costs``, ``noisy_labels``, ``pulls``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from monai_kd.visualize.depth_shift_costs import depth_shift_table
 from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.exports import exports_table
 from monai_kd.visualize.loss_costs import loss_costs_table
+from monai_kd.visualize.networks import networks_table
 from monai_kd.visualize.noisy_labels import noisy_labels_table
 from monai_kd.visualize.pulls import pulls_table
 from monai_kd.visualize.records import load_records
@@ -35,6 +36,7 @@ _FILTERS = ("bundles", "methods", "sections")
 # tables that are no protocol's: each from the folder of the records and the records
 _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "depth_shift": lambda folder, _records: depth_shift_table(folder / "depth_shift.json"),
+    "distill_dsm": lambda _folder, records: networks_table(records, "distill-dsm", ("baseline", "unet3d")),
     "exports": lambda folder, _records: exports_table(folder / "exports.json"),
     "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),

@@ -21,6 +21,7 @@ __all__ = [
     "PairedDifference",
     "Record",
     "bootstrap_interval",
+    "difference_on_seeds",
     "group_arms",
     "judge",
     "mean_and_sd",
@@ -397,3 +398,18 @@ def _age(record: Record) -> tuple[str, str]:
 
 def _cpu_text(device: Mapping[str, Any]) -> str:
     return f"{device['name']}, {device['threads']} thread{'' if device['threads'] == 1 else 's'}"
+
+
+def difference_on_seeds(
+    control: Arm, arm: Arm, same_schedule: bool = True, same_network: bool = True
+) -> PairedDifference:
+    """Compare an arm with a control, of whose seeds only the arm's own count; see :func:`paired_difference`.
+
+    Raises:
+        PairRefused: the control lacks a seed, or the two must not be compared.
+    """
+    seeds = {record["seed"] for record in arm.records}
+    same = [record for record in control.records if record["seed"] in seeds]
+    if len(same) < len(seeds):
+        raise PairRefused(f"seeds differ: {control.seeds_text} in {control.method}, {arm.seeds_text} in {arm.method}")
+    return paired_difference(same, arm.records, same_schedule=same_schedule, same_network=same_network)

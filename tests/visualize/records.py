@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 CLASSES = {"1": "anterior", "2": "posterior"}
-SCHEDULE, SPLIT, PROTOCOL = "1" * 64, "2" * 64, "3" * 64
+SCHEDULE, SPLIT, PROTOCOL, RECIPE, SCORING = "1" * 64, "2" * 64, "3" * 64, "6" * 64, "7" * 64
 PARAMETERS = {"teacher": 4_800_000}
 SECONDS = {"teacher": 0.62}
 TEACHER_WEIGHTS = "aa" * 32
@@ -27,6 +27,9 @@ def make_record(
     section: str = "test",
     stamp: str = "20261121-104400",
     curves: bool = True,
+    bundle: str | None = None,
+    parameters: int | None = None,
+    recipe: str | None = RECIPE,
 ) -> dict[str, Any]:
     """Return a record whose case ``i`` has a mean Dice of ``dice[i]``: anterior ``+ gap / 2``, posterior ``- gap / 2``.
 
@@ -38,14 +41,21 @@ def make_record(
         "schema": 1,
         "kind": "evaluation",
         "run_id": f"evaluate-{method}-seed{seed}-{stamp}",
-        "bundle": {"name": "teacher" if teacher else "student", "version": "0.1.0"},
+        "bundle": {"name": bundle or ("teacher" if teacher else "student"), "version": "0.1.0"},
         "method": method,
         "seed": seed,
         "protocol": {
-            **{"name": protocol_name, "hash": protocol, "section": section, "split_hash": split},
+            **{
+                "name": protocol_name,
+                "hash": protocol,
+                "section": section,
+                "split_hash": split,
+                "scoring_hash": SCORING,
+            },
             **{"n_train": 152, "n_validation": 16, "n_test": len(cases)},
         },
         "schedule_hash": "4" * 64 if teacher else schedule,
+        "recipe_hash": recipe,
         "config_files": ["configs/train.yaml", "configs/evaluate.yaml"],
         "config_hash": "5" * 64,
         "config": {},
@@ -54,7 +64,7 @@ def make_record(
         "device": {"name": "AMD EPYC", "type": "cpu", "threads": 2},
         "network": {
             "target": "DynUNet",
-            "parameters": PARAMETERS.get(method, 271_234),
+            "parameters": parameters or PARAMETERS.get(method, 271_234),
             "weights_sha256": TEACHER_WEIGHTS if teacher else f"{method}-{seed}",
         },
         "teacher": {"source": "live", "weights_sha256": TEACHER_WEIGHTS, "parameters": 4_800_000}

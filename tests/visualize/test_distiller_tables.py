@@ -119,7 +119,7 @@ def test_a_seed_that_the_student_alone_lacks_is_refused_with_the_reason():
     records = [*method("baseline", BASE[:1]), *method("kd", shifted(0.01))]
     table = distillers_table(records)
     assert rows(table)["kd"][DIFFERENCE : VERDICT + 1] == ["-", "refused"]
-    assert "kd is not compared with the student alone: seeds differ: 0 in student alone, 0, 1, 2 in kd." in table
+    assert "kd is not compared with the student alone: seeds differ: 0 in baseline, 0, 1, 2 in kd." in table
 
 
 def test_another_schedule_is_refused_and_named():
@@ -179,7 +179,7 @@ def test_without_a_shorter_one_a_longer_student_alone_is_no_control():
 
 def test_a_seed_that_the_control_of_equal_time_lacks_is_refused():
     table = distillers_table([*longer(seeds=1), *study()])
-    assert "kd is not compared with the student alone: seeds differ: 0 in student alone, 0, 1, 2 in kd." in table
+    assert "kd is not compared with the student alone: seeds differ: 0 in baseline, 0, 1, 2 in kd." in table
 
 
 # ---------------------------------------------------------------- what the notes say

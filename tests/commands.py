@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TINY", "bundle_run", "monai_bundle"]
+__all__ = ["TINY", "TINY_UNET3D", "bundle_run", "monai_bundle"]
 
 # the overrides that make a bundle's own network tiny
 TINY: dict[str, dict[str, Any]] = {
+    "distill-dsm": {"network_def::channels": [16, 16, 16]},
     "teacher": {"network_def::filters": [4, 8, 8, 8]},
     "student": {"network_def::channels": [4, 4, 8]},
 }
+TINY_UNET3D = {"network_def::filters": [4, 8, 8, 8]}  # of the overlay unet3d.yaml, another network
 
 
 def monai_bundle(

@@ -16,7 +16,9 @@ _logger = logging.getLogger("monai_kd")
 
 
 def brats_cases(
-    dataset_dir: str | os.PathLike[str], modalities: Sequence[str] = ("t1", "t1ce", "t2", "flair")
+    dataset_dir: str | os.PathLike[str],
+    modalities: Sequence[str] = ("t1", "t1ce", "t2", "flair"),
+    labeled: bool = True,
 ) -> list[dict[str, Any]]:
     """List the labelled cases of a BraTS folder as ``{"image": [paths], "label": path}``, sorted by the case's folder.
 
@@ -27,10 +29,11 @@ def brats_cases(
     Args:
         dataset_dir: holds one folder per case.
         modalities: those that make the image's channels, in this order; of t1, t1ce, t2 and flair.
+        labeled: False lists every case, and images alone: ``{"image": [paths]}``.
 
     Raises:
         FileNotFoundError: the folder does not exist, or a labelled case lacks a modality; names it and what was found.
-        ValueError: an unknown modality, a modality of which a case has several files, or no labelled case.
+        ValueError: an unknown modality, a modality of which a case has several files, or no (labelled) case.
     """
     folder = Path(dataset_dir)
     if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITY_NAMES):
@@ -44,17 +47,19 @@ def brats_cases(
     cases, unlabeled = [], []
     for case in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         roles = _roles(case)
-        if any(name in roles for name in LABEL_NAMES):
+        known = any(name in roles for name in LABEL_NAMES)
+        if roles and (known or not labeled):
             image = [_one(case, roles, name, MODALITY_NAMES[name]) for name in modalities]
-            cases.append({"image": image, "label": _one(case, roles, "seg", LABEL_NAMES)})
+            cases.append({"image": image, **({"label": _one(case, roles, "seg", LABEL_NAMES)} if labeled else {})})
         elif roles:
             unlabeled.append(case.name)
     if unlabeled:
         _logger.info("%d cases without a label are left out: %s", len(unlabeled), ", ".join(unlabeled[:5]))
     if not cases:
-        raise ValueError(
-            f"dataset_dir '{folder}' has no labelled case: no folder in it holds a file ending in _seg or -seg"
-        )
+        what = "labelled case: no folder in it holds a file ending in _seg or -seg"
+        if not labeled:
+            what = "case: no folder in it holds a file ending in _t1, -t1n or another modality"
+        raise ValueError(f"dataset_dir '{folder}' has no {what}")
     return cases
 
 

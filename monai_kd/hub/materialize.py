@@ -34,7 +34,7 @@ __all__ = ["materialize_run"]
 _logger = logging.getLogger("monai_kd")
 _VERSION = "0.1.0"
 # what inference.yaml takes over from train.yaml by the same name
-_SHARED_KNOBS = ("spacing_mm", "roi_size", "overlap")
+_SHARED_KNOBS = ("spacing_mm", "roi_size", "overlap", "chunk")
 # what inference.yaml states in its own way: an override there cannot be carried over
 _FIXED_IN_INFERENCE = ("preprocessing", "inferer", "postprocessing")
 _TEACHER = "$@bundle_root + '/models/teacher'"
@@ -210,9 +210,10 @@ def _inference(run: _Run, inference: dict[str, Any]) -> dict[str, Any]:
             )
     wanted = json.loads(json.dumps(inference))
     wanted["network_def"] = executed["network_def"]
+    values = ConfigParser(json.loads(json.dumps(executed)))
     for name in _SHARED_KNOBS:
         if name in executed and name in wanted:
-            wanted[name] = executed[name]
+            wanted[name] = values.get_parsed_content(name)  # it may be an expression of other knobs
     text = json.dumps(executed["network_def"])
     if "@" in text or '"$' in text:
         raise ValueError(f"network_def of the run refers to other ids of its configuration: {text}; write it out")

@@ -35,6 +35,8 @@ class StreamingDepthInferer(Inferer):
     network with exchanges put in, in threads of which one runs at a time.
 
     Args:
+        windows: cuts volumes in plane, each window a stream of its own: a ``SlidingWindowInferer`` with -1 along the
+            depth axis of its window and ``mode="constant"``; None takes slices as they are. Streams are not cut.
         sw_device: where the slices run; None is the device on which they come.
         device: of the output; None is the device of the input for volumes, and that of the network for streams.
         progress: show a bar for each volume.
@@ -49,11 +51,13 @@ class StreamingDepthInferer(Inferer):
 
     def __init__(
         self,
+        windows: Inferer | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,
     ) -> None:
         super().__init__()
+        self.windows = windows
         self.sw_device = sw_device
         self.device = device
         self.progress = progress
@@ -64,12 +68,17 @@ class StreamingDepthInferer(Inferer):
             given = ", ".join([*(type(value).__name__ for value in args), *kwargs])
             raise TypeError(f"{NAME} runs the network on slices and has no use for further arguments; got {given}")
         stack = _streamable(network)
-        volume, axis = plain_volume(inputs, stack, NAME), 2 + stack.depth_axis
-        device = self.device or volume.device
+        volume = plain_volume(inputs, stack, NAME)
+        if self.windows is None:
+            return alike(self._volumes(volume, stack), inputs)
+        return alike(self.windows(volume, lambda window: self._volumes(window, stack)), inputs)
+
+    def _volumes(self, volume: Tensor, stack: Any) -> Tensor:
+        axis, device = 2 + stack.depth_axis, self.device or volume.device
         output: Tensor | None = None
         for index in range(len(volume)):
             slices = volume[index : index + 1].unbind(axis)
-            with contextlib.closing(self.stream(network, slices)) as results:
+            with contextlib.closing(self._streamed(stack, slices)) as results:
                 shown = tqdm(results, total=len(slices), unit="slice") if self.progress else results
                 for number, result in enumerate(shown):
                     if output is None:
@@ -78,7 +87,7 @@ class StreamingDepthInferer(Inferer):
                         output = torch.empty(shape, dtype=result.dtype, device=device)
                     output[index : index + 1].select(axis, number).copy_(result)
         assert output is not None  # a volume has at least one slice
-        return alike(output, inputs)
+        return output
 
     def stream(self, network: Callable[..., Any], slices: Iterable[Tensor]) -> Generator[Tensor, None, None]:
         """Run slices as they come.

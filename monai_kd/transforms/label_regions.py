@@ -11,7 +11,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_data_type, convert_to_dst_type
 from torch import Tensor
 
-__all__ = ["LabelRegionsd", "PrependBackgroundd"]
+__all__ = ["LabelRegionsd", "PrependBackgroundd", "RegionsLabeld"]
 
 
 class LabelRegionsd(MapTransform):
@@ -76,3 +76,43 @@ class PrependBackgroundd(MapTransform):
             joined = torch.cat([nothing.to(regions.dtype), regions])
             found[key] = convert_to_dst_type(joined, found[key])[0]
         return found
+
+
+class RegionsLabeld(MapTransform):
+    """Turn regions into one map of label values: where several hold a voxel, the last one's value counts.
+
+    The reverse of :class:`LabelRegionsd` where each region lies in the one before, as a tumor's core in the whole.
+
+    Args:
+        keys: of maps of 0 and 1.
+        values: label value of each region, in the order of the channels, from the widest to the innermost region:
+            ``[2, 1, 4]`` for whole tumor, core and enhancing tumor of BraTS.
+        allow_missing_keys: see MONAI.
+
+    Shape:
+        ``(R, *spatial)`` to ``(1, *spatial)``, 0 where no region is.
+
+    Raises:
+        ValueError: no value, or on use another number of channels than of values.
+    """
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if not values:
+            raise ValueError("values is empty; give the label value of each region, from the widest to the innermost")
+        self.values = tuple(values)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        found = dict(data)
+        for key in self.key_iterator(found):
+            label = self._label(convert_data_type(found[key], Tensor)[0], key)
+            found[key] = convert_to_dst_type(label, found[key])[0]
+        return found
+
+    def _label(self, regions: Tensor, key: Hashable) -> Tensor:
+        if len(regions) != len(self.values):
+            raise ValueError(f"'{key}' has {len(regions)} channels; values names {len(self.values)}: {self.values}")
+        label = torch.zeros_like(regions[:1])
+        for region, value in zip(regions, self.values, strict=True):
+            label[0][region > 0] = value
+        return label

@@ -11,8 +11,9 @@ from typing import Any
 import ignite.distributed as idist
 import pytest
 import torch
-from commands import TINY
+from commands import TINY, TINY_UNET3D
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
+from other_data import as_brats, with_one_class
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +38,19 @@ def tiny_teacher(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+@pytest.fixture(scope="session")
+def data_of(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], Path]:
+    """Return the phantoms in the form that the overlays among some files ask for."""
+    root = tmp_path_factory.mktemp("other_data")
+    one_class, brats = with_one_class(phantoms, root / "one_class"), as_brats(phantoms, root / "brats")
+    forms = {"left_atrium.yaml": one_class, "prostate.yaml": one_class}
+    forms |= {"brats.yaml": brats, "inference_brats.yaml": brats}
+    return lambda files: next((forms[name] for name in files if name in forms), phantoms)
+
+
 @pytest.fixture
 def workflow(
-    phantoms: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_of: Callable[[Sequence[str]], Path], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., ConfigWorkflow]]:
     """Build and initialize a bundle's workflow on the phantoms, with a tiny network: ``workflow(bundle, files)``."""
     monkeypatch.chdir(tmp_path)  # a configuration that writes into the current folder must not find the repository
@@ -48,13 +59,13 @@ def workflow(
     def build(bundle: Path, files: Sequence[str], workflow_type: str = "train", **overrides: Any) -> ConfigWorkflow:
         defaults: dict[str, Any] = {
             "bundle_root": str(bundle),
-            "dataset_dir": str(phantoms),
-            **TINY[bundle.name],
+            "dataset_dir": str(data_of(files)),
+            **(TINY_UNET3D if "unet3d.yaml" in files else TINY[bundle.name]),
         }
         if workflow_type == "train":
             defaults.update({"split_file": "", "run_dir": str(tmp_path / "run"), "ckpt_dir": str(tmp_path / "models")})
             defaults["cpu_bfloat16"] = False
-            if "teacher_root" in (bundle / "configs" / "train.yaml").read_text():
+            if any("\nteacher_root:" in (bundle / "configs" / name).read_text() for name in files):
                 defaults["teacher_root"] = str(tiny_teacher)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="parsing config_file")  # MONAI's hint to trust the source

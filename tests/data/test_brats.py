@@ -54,6 +54,17 @@ def test_cases_without_a_label_are_left_out_and_the_others_sorted(tmp_path):
     assert [case_id(case["image"]) for case in brats_cases(tmp_path)] == ["BraTS2021_1", "BraTS2021_3"]
 
 
+def test_images_alone_are_listed_where_no_label_is_asked_for(tmp_path):
+    for number in (1, 2):
+        write_case(tmp_path, 2021, number)
+    (tmp_path / "BraTS2021_2" / "BraTS2021_2_seg.nii.gz").unlink()
+    found = brats_cases(tmp_path, ["t1ce"], labeled=False)
+    assert [list(case) for case in found] == [["image"], ["image"]]
+    assert [case_id(case["image"]) for case in found] == ["BraTS2021_1", "BraTS2021_2"]
+    with pytest.raises(ValueError, match="has no case: no folder in it holds a file ending in _t1"):
+        brats_cases(tmp_path / "BraTS2021_1", labeled=False)
+
+
 def test_a_split_lists_them_and_the_check_counts_the_channels_of_all_files(tmp_path):
     for number in range(4):
         write_case(tmp_path, 2021, number)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_kd.transforms import LabelRegionsd, PrependBackgroundd
+from monai_kd.transforms import LabelRegionsd, PrependBackgroundd, RegionsLabeld
 
 LABEL = torch.tensor([[[0, 1], [2, 4]]])
 REGIONS = {"whole_tumor": [1, 2, 4], "core": [1, 4], "enhancing": [4]}
@@ -47,3 +47,17 @@ def test_regions_without_values_are_refused(regions):
 def test_a_label_of_several_channels_is_named():
     with pytest.raises(ValueError, match=r"'label' has the shape \(2, 3, 3\)"):
         LabelRegionsd("label", REGIONS)({"label": torch.zeros(2, 3, 3)})
+
+
+def test_nested_regions_go_back_to_the_label_they_came_from():
+    regions = LabelRegionsd("label", REGIONS)({"label": LABEL})
+    # a voxel of the core that does not enhance gets the core's own value
+    assert RegionsLabeld("label", [2, 1, 4])(regions)["label"].tolist() == LABEL.tolist()
+    assert RegionsLabeld("label", [2, 1, 3])(regions)["label"].tolist() == [[[0, 1], [2, 3]]]
+
+
+def test_values_that_do_not_fit_the_regions_are_refused():
+    with pytest.raises(ValueError, match=r"'pred' has 3 channels; values names 2: \(1, 2\)"):
+        RegionsLabeld("pred", [1, 2])({"pred": torch.zeros(3, 4, 4)})
+    with pytest.raises(ValueError, match="values is empty"):
+        RegionsLabeld("pred", [])

@@ -13,11 +13,14 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor, nn
 
+from monai_kd.inferers.slice_stacks import stand_in
+
 __all__ = ["Sample", "bundle_metadata", "find_images", "inference_config", "inference_flow", "quiet", "record_windows"]
 
 # a window as the network sees it, and the logits that PyTorch gives for it
 Sample = tuple[Tensor, Tensor]
 _ENDINGS = (".nii.gz", ".nii")
+_WHOLE = 12  # voxels in a check, along an axis that has no window
 
 
 class _Windows(nn.Module):
@@ -139,25 +142,28 @@ def record_windows(bundle: str | Path, network: nn.Module, images: Sequence[Path
     for path in images:
         image = preprocessing({"image": str(path)})["image"][None]
         with torch.inference_mode():
-            inferer(image, found := _Windows())
+            inferer(image, stand_in(found := _Windows(), network))
             share = min(found.count, max(1, most // len(images)))
             middles = {(2 * part + 1) * found.count // (2 * share) for part in range(share)}
-            inferer(image, chosen := _Windows(middles))
+            inferer(image, stand_in(chosen := _Windows(middles), network))
             samples += [(window, network(window).float()) for window in chosen.kept]
     return samples
 
 
 def window_size(bundle: str | Path) -> tuple[int, ...]:
-    """Return the size of the bundle's sliding window in voxels.
+    """Return the size of the bundle's sliding window in voxels; 12 along an axis that it takes whole (-1).
 
     Raises:
-        ValueError: its inferer has no fixed window.
+        ValueError: its inferer, and the one inside that, has no window.
     """
     inferer = inference_flow(bundle, network=nn.Identity(), load_pretrain=False).parser.get_parsed_content("inferer")
-    size: Sequence[int] | None = getattr(inferer, "roi_size", None)
-    if size is None or isinstance(size, int) or min(size) < 1:
+    inner = inferer
+    while not hasattr(inner, "roi_size") and hasattr(inner, "inferer"):
+        inner = inner.inferer
+    size: Sequence[int] | None = getattr(inner, "roi_size", None)
+    if size is None or isinstance(size, int) or min(size) < -1 or 0 in size:
         raise ValueError(
             f"the inferer of '{bundle}' is {type(inferer).__name__} with roi_size {size}; an export is checked on "
-            "windows, so it needs a SlidingWindowInferer with one positive length per axis"
+            "windows, so it needs a SlidingWindowInferer with one length per axis, -1 for one that is taken whole"
         )
-    return tuple(int(length) for length in size)
+    return tuple(_WHOLE if length < 0 else int(length) for length in size)

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from monai.bundle import ckpt_export, trt_export
-from monai.bundle.scripts import _get_fake_spatial_shape
 from monai.utils import optional_import
 from torch import Tensor, nn
 
 from monai_kd.export.onnx import write_onnx
 from monai_kd.export.pipeline import inference_config, quiet
 from monai_kd.export.slicer import write_slicer
+from monai_kd.export.torchscript import axis_length, tracing
 
 __all__ = ["FORMATS", "Format", "Job"]
 
@@ -63,7 +63,7 @@ class Job:
     def steps(self) -> tuple[int, ...]:
         """By how many voxels each axis may grow; 0 for an axis of fixed length."""
         return tuple(
-            0 if isinstance(length, int) else 1 if length == "*" else _length(length, 2) - _length(length, 1)
+            0 if isinstance(length, int) else 1 if length == "*" else axis_length(length, 2) - axis_length(length, 1)
             for length in self.spatial_shape
         )
 
@@ -98,11 +98,6 @@ class Job:
         }
 
 
-def _length(expression: int | str, n: int) -> int:
-    (length,) = _get_fake_spatial_shape([expression], p=1, n=n)
-    return int(length)
-
-
 @contextmanager
 def _silent() -> Iterator[None]:
     """Keep what exporters print, log and warn of off the screen; what fails is raised."""
@@ -118,7 +113,7 @@ def _onnx(job: Job, folder: Path) -> list[Path]:
 def _torchscript(job: Job, folder: Path) -> list[Path]:
     path = folder / "model.ts"
     with _silent():
-        ckpt_export(**job.bundle_arguments(path), bundle_root=".")
+        ckpt_export(**job.bundle_arguments(path), bundle_root=".", **tracing(job.network, job.metadata))
     return [path]
 
 
@@ -135,7 +130,7 @@ def _dimension(axis: int, length: int | str) -> Any:
     """Return the bounds of one axis for torch.export: a multiple of the step in the metadata, None if it is fixed."""
     if isinstance(length, int):
         return None
-    step = 1 if length == "*" else _length(length, 2) - _length(length, 1)
+    step = 1 if length == "*" else axis_length(length, 2) - axis_length(length, 1)
     dimension = torch.export.Dim(f"{'hwd'[axis]}_steps", min=2, max=max(2, MOST_VOXELS // step))
     return step * dimension if step > 1 else dimension
 

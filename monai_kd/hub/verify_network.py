@@ -8,6 +8,7 @@ from typing import Any
 
 import monai.bundle
 
+from monai_kd.export.torchscript import tracing
 from monai_kd.hub.bundle_folder import BundleFolder, NotReadable
 from monai_kd.hub.probe import reason
 from monai_kd.teachers import load_teacher
@@ -75,7 +76,8 @@ def export_problems(bundle: BundleFolder) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary) / "verify_model.ts"
         try:
-            monai.bundle.ckpt_export("network_def", filepath=str(target), ckpt_file=str(weights), **files)
+            given = {"filepath": str(target), "ckpt_file": str(weights), **files}
+            monai.bundle.ckpt_export("network_def", **given, **tracing(load_teacher(bundle.root), bundle.metadata))
         except Exception as error:  # TorchScript has errors of its own
             return [reason(error)]
         return [] if target.is_file() else ["ckpt_export wrote no file"]

@@ -10,7 +10,9 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["alike", "check_exchanges", "check_norms", "plain_volume", "slice_stack"]
+__all__ = ["alike", "check_exchanges", "check_norms", "plain_volume", "slice_stack", "stand_in"]
+
+_NEEDED = ("depth_axis", "halo", "exchanges")
 
 
 def slice_stack(network: Any, user: str) -> Any:
@@ -40,7 +42,19 @@ def slice_stack(network: Any, user: str) -> Any:
 
 
 def _lacks(network: Any) -> list[str]:
-    return [name for name in ("depth_axis", "halo", "exchanges") if not hasattr(network, name)]
+    return [name for name in _NEEDED if not hasattr(network, name)]
+
+
+def stand_in(module: nn.Module, network: nn.Module) -> nn.Module:
+    """Let a module stand in for a network, such as its export: it is asked for slices as the network would be.
+
+    The module gets the network's ``depth_axis``, ``halo`` and ``exchanges`` if that is a slice stack; else it stays as
+    it is. Its chunks are exact then; it cannot be streamed, as nothing stops at its exchanges.
+    """
+    if not _lacks(network):
+        for name in _NEEDED:
+            object.__setattr__(module, name, getattr(network, name))  # the layers stay the network's own
+    return module
 
 
 def check_exchanges(stack: Any, user: str, *needs: str) -> None:

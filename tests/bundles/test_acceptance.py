@@ -49,6 +49,10 @@ pytestmark = [
 ]
 
 
+# networks that cannot be scripted, whose trace must hold for other sizes as well
+TRACED = {"distill-dsm": {"use_trace": True, "input_shape": [1, 1, 32, 48, 5]}}
+
+
 def golden_file(bundle: str) -> Path:
     return HERE / "golden" / f"{bundle}.json"
 
@@ -207,7 +211,7 @@ def export_arguments(bundle: Path, filepath: Path) -> dict[str, Any]:
 
 
 def test_torchscript_gives_the_networks_logits_and_carries_configuration_and_metadata(bundle, shipped, tmp_path):
-    monai.bundle.ckpt_export(**export_arguments(bundle, tmp_path / "model.ts"))
+    monai.bundle.ckpt_export(**export_arguments(bundle, tmp_path / "model.ts"), **TRACED.get(bundle.name, {}))
     script, metadata, files = load_net_with_metadata(str(tmp_path / "model.ts"), more_extra_files=("inference.json",))
     for image in (random_image(bundle, 1, 24, 32, 24), random_image(bundle, 2, 16, 16, 32)):
         torch.testing.assert_close(logits(script.eval(), image), logits(shipped, image), rtol=1e-4, atol=1e-4)
@@ -411,7 +415,8 @@ def test_a_federated_client_trains_and_evaluates_the_weights_it_is_sent(client, 
     client.train(ExchangeObject(weights=sent))
     returned = client.get_weights().weights
     assert list(returned) == list(sent), "the bare network, no teacher"
-    changes = [(returned[name] - value).abs().max().item() for name, value in sent.items()]
+    learned = {name: value for name, value in sent.items() if "running_" not in name and "num_batches" not in name}
+    changes = [(returned[name] - value).abs().max().item() for name, value in learned.items()]
     steps, rate = client.trainer.state.iteration, client.trainer.optimizer.defaults["lr"]
     cases, batch = (
         len(client.train_workflow.parser.get_parsed_content("train::dataset")),

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from commands import TINY, bundle_run
-from ignite.engine import Engine, Events
+from flows import checksum, first_batches, get, ready, validated
+from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.engines import IterationEvents
 from monai.handlers import ValidationHandler
 from monai.utils import set_determinism
-from torch import Tensor
 
 from monai_kd.data import CaseSplit, case_id, labelled_cases
 from monai_kd.handlers.provenance import file_sha256
@@ -39,34 +39,6 @@ def _release_the_random_state():
 
 
 # ---- in process: fair arms ------------------------------------------------------------------------------------------
-
-
-def get(flow: ConfigWorkflow, config_id: str) -> Any:
-    return flow.parser.get_parsed_content(config_id)
-
-
-def ready(flow: ConfigWorkflow) -> ConfigWorkflow:
-    """Do everything that ``run`` does except its last line, the training."""
-    *steps, last = flow.parser.get("run")
-    assert last == "$@train::trainer.run()"
-    for number in range(len(steps)):
-        get(flow, f"run::{number}")
-    return flow
-
-
-def first_batches(flow: ConfigWorkflow, number: int) -> list[dict[str, Any]]:
-    """The batches that a training sees first."""
-    seen: list[dict[str, Any]] = []
-
-    def keep(engine: Engine) -> None:
-        seen.append(engine.state.batch)
-        if len(seen) == number:
-            engine.terminate(skip_completed=True)
-
-    trainer = get(flow, "train::trainer")
-    trainer.add_event_handler(Events.GET_BATCH_COMPLETED, keep)
-    trainer.run()
-    return seen
 
 
 def test_both_arms_start_from_the_same_weights_and_see_the_same_batches(repository, workflow):
@@ -118,29 +90,6 @@ NO_NUMBER = {
     "num_workers": "how many processes load the batches",
     "gradient_interval": "how often gradients are measured, beside the training: tests/bundles/test_distillers_page.py",
 }
-
-
-def checksum(values: Iterable[Tensor]) -> float:
-    """A number that every element of every tensor, and its place, has a part in."""
-    total = 0.0
-    for value in values:
-        places = torch.arange(1, value.numel() + 1, dtype=torch.float64).sin()
-        total += float((value.reshape(-1).double() * places).sum())
-    return total
-
-
-def validated(flow: ConfigWorkflow) -> float:
-    """The checksum of the logits of a validation under the present weights."""
-    seen: list[Tensor] = []
-
-    def keep(engine: Engine) -> None:
-        seen.append(engine.state.output["pred"].as_tensor().clone())
-
-    evaluator = get(flow, "validate::evaluator")
-    evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, keep)
-    evaluator.run()
-    assert len(seen) == 1
-    return checksum(seen)
 
 
 @pytest.fixture

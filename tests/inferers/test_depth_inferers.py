@@ -17,6 +17,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from monai_kd.inferers import AutocastInferer, ChunkedDepthInferer, StreamingDepthInferer
+from monai_kd.inferers.slice_stacks import stand_in
 from monai_kd.networks.layers import DepthShift, DistillDepthShift, ResidualDepthShift
 from monai_kd.networks.nets import DSMUNet, SliceStack, insert_depth_shift
 
@@ -571,3 +572,46 @@ def test_outputs_that_are_no_slices_are_refused(change, message):
 
     with pytest.raises((TypeError, ValueError), match=message):
         StreamingDepthInferer()(volume(7), Odd(1, 2, channels=(8, 8)).double().eval())
+
+
+# ---- windows in plane -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_windows_in_plane_are_the_same_in_chunks_slice_by_slice_and_through_the_whole_volume(axis):
+    roi = [16, 12]
+    roi.insert(axis, -1)
+    windows = SlidingWindowInferer(roi, overlap=0.5, mode="constant", padding_mode="replicate")
+    network, image = unet(depth_axis=axis), volume(20, axis)
+    image = torch.nn.functional.pad(image, (0, 9 if axis == 0 else 0, 0, 9))  # several windows
+    expected = whole(lambda inputs: windows(inputs, network), image)
+    assert not torch.allclose(expected, whole(network, image), atol=1e-3), "windows change what a slice sees"
+    for inferer in (ChunkedDepthInferer(4, inferer=windows), StreamingDepthInferer(windows=windows)):
+        found = whole(lambda inputs, run=inferer: run(inputs, network), image)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # windows are summed in float32
+
+
+def test_the_metadata_of_a_volume_stay_with_windows():
+    image = MetaTensor(volume(5).float(), affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])))
+    windows = SlidingWindowInferer([16, 12, -1], mode="constant")
+    found = whole(lambda inputs: StreamingDepthInferer(windows=windows)(inputs, unet(torch.float32)), image)
+    assert isinstance(found, MetaTensor)
+    assert torch.equal(found.affine, image.affine)
+
+
+def test_what_stands_in_for_a_stack_of_slices_is_asked_as_it_would_be():
+    network, image = unet(torch.float32), volume(20, dtype=torch.float32)
+    with torch.no_grad():
+        traced = torch.jit.trace(network, image[..., :5])
+
+    class Export(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return traced(inputs)
+
+    with pytest.raises(TypeError, match="Export lacks depth_axis, halo, exchanges"):
+        ChunkedDepthInferer(4)(image, Export())
+    export = stand_in(Export(), network)
+    assert not list(export.parameters()), "the layers stay the network's own"
+    assert_equal(whole(lambda inputs: ChunkedDepthInferer(4)(inputs, export), image), whole(network, image))
+    other = UNet(3, 1, 2, (4, 8), (2,))
+    assert not hasattr(stand_in(Export(), other), "halo")

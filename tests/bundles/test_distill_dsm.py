@@ -1,0 +1,181 @@
+"""The bundle distill-dsm at work: overlays train and score, knobs count, all ways through a volume agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from commands import TINY, TINY_UNET3D, bundle_run
+from flows import first_batches, get, ready, validated
+from monai.utils import set_determinism
+
+from monai_kd.hub import materialize_run
+from monai_kd.networks.nets import DSMUNet
+
+SMALL = {"epochs": 1, "batch_size": 1, "patch_size": [16, 16, 8]}
+OVERLAYS = [
+    ("baseline.yaml",),
+    ("plain_dsm.yaml",),
+    ("residual_dsm.yaml",),
+    ("alpha_quarter.yaml",),
+    ("alpha_one.yaml",),
+    ("unet3d.yaml",),
+    ("sigmoid.yaml",),
+    ("from_teacher.yaml",),
+    ("left_atrium.yaml",),
+    ("prostate.yaml",),
+    ("pancreas.yaml",),
+    ("sigmoid.yaml", "brats.yaml"),
+    ("unet3d.yaml", "sigmoid.yaml", "brats.yaml"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _release_the_random_state():
+    yield
+    set_determinism(None)
+
+
+@pytest.fixture
+def bundle(repository: Path) -> Path:
+    return repository / "bundles" / "distill-dsm"
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", OVERLAYS, ids=lambda names: "+".join(name.split(".")[0] for name in names))
+def test_every_overlay_moves_every_weight_and_scores_every_class(bundle, workflow, names):
+    flow = ready(workflow(bundle, ("train.yaml", *names), **SMALL))
+    network = get(flow, "network")
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    assert all(torch.isfinite(batch["image"]).all() for batch in first_batches(flow, 3))
+    still = [name for name, value in network.named_parameters() if torch.equal(value, before[name])]
+    assert still == [], "no gradient"
+    evaluator = get(flow, "validate::evaluator")
+    evaluator.run()
+    classes = get(flow, "class_names")[1:]
+    assert set(evaluator.state.case_summary["dice"]) == {*classes, "mean"}
+    assert 0.0 <= evaluator.state.metrics["val_mean_dice"] <= 1.0
+
+
+def test_networks_of_the_same_task_see_the_same_batches(bundle, workflow):
+    seen = {}
+    for names in (("train.yaml",), ("train.yaml", "baseline.yaml"), ("train.yaml", "unet3d.yaml")):
+        flow = ready(workflow(bundle, names, **{**SMALL, "batch_size": 2}))
+        seen[names] = first_batches(flow, 2)
+    (first, *others) = seen.values()
+    for other in others:
+        for ours, theirs in zip(first, other, strict=True):
+            for key in ("image", "label"):
+                assert torch.equal(ours[key].as_tensor(), theirs[key].as_tensor())
+
+
+def test_the_teachers_term_teaches_and_the_teacher_stays(bundle, workflow):
+    flow = ready(workflow(bundle, ("train.yaml", "from_teacher.yaml"), **SMALL, **{"terms::seg::weight": 0.0}))
+    distiller = get(flow, "distiller")
+    teacher = {name: value.clone() for name, value in get(flow, "teacher").state_dict().items()}
+    found = distiller(torch.randn(1, 1, 16, 16, 8), torch.zeros(1, 1, 16, 16, 8))
+    assert found.loss.item() == pytest.approx(get(flow, "terms::soft::weight") * found.terms["soft"].item()) > 0
+    found.loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in get(flow, "network").parameters())
+    first_batches(flow, 2)
+    assert all(torch.equal(value, teacher[name]) for name, value in get(flow, "teacher").state_dict().items())
+
+
+def test_a_knob_of_the_network_or_of_the_way_through_a_volume_changes_logits_and_a_chunk_does_not(bundle, workflow):
+    def logits(**overrides: Any) -> float:
+        set_determinism(0)
+        return validated(ready(workflow(bundle, ("train.yaml",), **{**SMALL, **overrides})))
+
+    base = logits()
+    assert logits() == base
+    assert logits(chunk=3) == pytest.approx(base, rel=1e-4)
+    for changed in (
+        {"network_def::alpha": 1.0},
+        {"network_def::exchange": "plain"},
+        {"network_def::depth_axis": 0, "roi_size": [-1, 16, 16]},
+        {"roi_size": [24, 24, -1]},
+        {"overlap": 0.6},
+        {"spacing_mm": [1.0, 1.0, 1.3]},
+    ):
+        assert abs(logits(**changed) - base) > 1e-3 * abs(base), changed
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def segmented(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.slow
+def test_slice_by_slice_gives_the_files_of_chunks(bundle, phantoms, tmp_path):
+    given = {"dataset_dir": phantoms, "chunk": 9}
+    for name, files in (("chunks", ["inference.yaml"]), ("stream", ["inference.yaml", "streaming.yaml"])):
+        bundle_run(bundle, files, tmp_path / "cwd", output_dir=tmp_path / name, **given)
+    chunks, stream = segmented(tmp_path / "chunks"), segmented(tmp_path / "stream")
+    assert list(chunks) == list(stream)
+    assert len(chunks) == 2
+    for name, found in chunks.items():
+        assert (found != stream[name]).mean() < 1e-4, name  # a tie may fall either way
+        assert set(np.unique(found)) <= {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_brain_tumors_are_trained_scored_and_segmented_as_regions(bundle, data_of, tmp_path):
+    names, data = ["train.yaml", "sigmoid.yaml", "brats.yaml"], data_of(["brats.yaml"])
+    given = {**TINY["distill-dsm"], "dataset_dir": data, "split_file": "''"}
+    run = tmp_path / "run"
+    bundle_run(bundle, names, tmp_path / "cwd", run_dir=run, epochs=2, patch_size=[32, 32, 16], **given)
+    record = json.loads((run / "run.json").read_text())
+    assert list(record["classes"].values()) == ["whole_tumor", "tumor_core", "enhancing_tumor"]
+    assert (record["network"]["target"], record["status"]) == ("DSMUNet", "finished")
+    weights = {"ckpt_path": run / "model.pt"}
+    scores = tmp_path / "scores"
+    bundle_run(bundle, [*names, "evaluate.yaml"], tmp_path / "cwd", run_dir=scores, **weights, **given)
+    assert json.loads((scores / "run.json").read_text())["summary"]["n_cases"] == 6
+    files = ["inference.yaml", "inference_brats.yaml"]
+    small = {**TINY["distill-dsm"], "dataset_dir": data}
+    bundle_run(bundle, files, tmp_path / "cwd", output_dir=tmp_path / "out", **weights, **small)
+    found = segmented(tmp_path / "out")
+    assert len(found) == 6
+    for name, values in found.items():
+        assert set(np.unique(values)) <= {0, 1, 2, 4}
+        truth = nib.load(next(data.glob(f"*/{name.split('_t1')[0]}_seg.nii.gz")))
+        assert values.shape == truth.shape
+
+
+@pytest.mark.slow
+def test_a_run_on_other_data_becomes_a_bundle_with_its_own_windows(bundle, data_of, tmp_path):
+    names, data = ["train.yaml", "left_atrium.yaml"], data_of(["left_atrium.yaml"])
+    run = tmp_path / "run"
+    given = {**TINY["distill-dsm"], "dataset_dir": data, "split_file": "''", "run_dir": run, "chunk": 11}
+    bundle_run(bundle, names, tmp_path / "cwd", epochs=1, patch_size=[32, 24, 8], **given)
+    made = materialize_run(run, tmp_path / "atrium", bundle)
+    bundle_run(made, ["inference.yaml"], tmp_path / "cwd", dataset_dir=data, output_dir=tmp_path / "out")
+    assert len(segmented(tmp_path / "out")) == 2
+    text = (made / "configs" / "inference.yaml").read_text()
+    assert "roi_size: [32, 24, -1]" in text
+    assert "chunk: 11" in text
+    definition = json.loads((made / "configs" / "infer.json").read_text())["network_def"]
+    assert definition["out_channels"] == 2
+
+
+# ---- what ships -----------------------------------------------------------------------------------------------------
+
+
+def test_the_network_has_at_most_28_percent_of_the_3d_networks_parameters(bundle, workflow):
+    def parameters(names: tuple[str, ...], **full: Any) -> int:
+        return sum(p.numel() for p in get(workflow(bundle, names, **full), "network_def").parameters())
+
+    ours = parameters(("train.yaml",), **{"network_def::channels": [16, 32, 64, 128, 128]})
+    other = parameters(("train.yaml", "unet3d.yaml"), **{"network_def::filters": [32, 64, 128, 180]})
+    assert set(TINY_UNET3D) == {"network_def::filters"}
+    assert ours == sum(p.numel() for p in DSMUNet(1, 3).parameters()) == 1_216_283
+    assert ours <= 0.28 * other

@@ -117,7 +117,7 @@ def _combinations(bundle: BundleFolder) -> Iterator[Finding]:
         where = " + ".join(f"configs/{name}" for name in names)
         try:
             merged = bundle.merged(names)
-            unknown = [problem for overlay in names[1:] for problem in _unknown_ids(bundle, names[0], overlay)]
+            unknown = [problem for place in range(1, len(names)) for problem in _unknown_ids(bundle, names, place)]
         except NotReadable as error:
             # a file that cannot be parsed was said once, by itself
             if str(error).endswith("is missing"):
@@ -137,11 +137,12 @@ def _combinations(bundle: BundleFolder) -> Iterator[Finding]:
             yield Finding("ok", where, "every id that is needed can be evaluated")
 
 
-def _unknown_ids(bundle: BundleFolder, base: str, overlay: str) -> list[str]:
-    """Ids that an overlay sets and its base does not know."""
-    content = bundle.read(bundle.root / "configs" / overlay)
+def _unknown_ids(bundle: BundleFolder, names: Sequence[str], place: int) -> list[str]:
+    """Ids that the overlay in one place sets and the files before it do not know."""
+    content = bundle.read(bundle.root / "configs" / names[place])
     given = {key: value for key, value in content.items() if key.lstrip("+") not in _RUN_LISTS}
-    problems = [text for text in override_problems(str(bundle.root / "configs" / base), given) if "no such key" in text]
+    before = [str(bundle.root / "configs" / name) for name in names[:place]]
+    problems = [text for text in override_problems(before, given) if "no such key" in text]
     return [problem.replace(f"{bundle.root}/", "").removeprefix("--") for problem in problems]
 
 

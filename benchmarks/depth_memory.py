@@ -31,6 +31,7 @@ from tqdm import tqdm
 from monai_kd.handlers.provenance import environment, network_facts
 from monai_kd.inferers import ChunkedDepthInferer, StreamingDepthInferer
 from monai_kd.networks.nets import DSMUNet, SliceStack
+from monai_kd.visualize.depth_memory import depth_memory_markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHUNK = 32
@@ -131,17 +132,6 @@ def measure_all(depths: list[int], size: int, threads: int, rounds: int) -> dict
     return {way: {str(depth): summary(found[way, depth]) for depth in depths} for way in WAYS}
 
 
-def report(record: dict[str, Any]) -> str:
-    """Return the record as a small text table."""
-    lines = [f"{'':<20}{'slices':>8}{'MB':>10}{'ms per slice':>14}"]
-    for way, depths in record["ways"].items():
-        for depth, entry in depths.items():
-            milliseconds = 1000 * entry["median_seconds_per_slice"]
-            lines.append(f"{way:<20}{depth:>8}{entry['median_peak_mb']:>10.0f}{milliseconds:>14.1f}")
-    ratios = ", ".join(f"{way} {ratio:.2f}" for way, ratio in record["memory_ratio"].items())
-    return "\n".join([*lines, f"memory of the deepest to that of the shallowest: {ratios}"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -170,7 +160,7 @@ def main() -> None:
         "ways": ways,
         "memory_ratio": {way: ways[way][last]["median_peak_mb"] / ways[way][first]["median_peak_mb"] for way in WAYS},
     }
-    publish(record, report(record), arguments.out)
+    publish(record, depth_memory_markdown(record), arguments.out)
 
 
 if __name__ == "__main__":

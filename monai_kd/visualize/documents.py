@@ -7,7 +7,8 @@ No number in a README or a model card is typed: a document names the protocol it
 
 and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
 ``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters:
-``depth_shift``, ``distill_dsm``, ``distillers``, ``exports``, ``loss_costs``, ``noisy_labels``, ``pulls``.
+``depth_learning``, ``depth_memory``, ``depth_shift``, ``distill_dsm``, ``distillers``, ``exports``, ``loss_costs``,
+``noisy_labels``, ``pulls``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from monai_kd.visualize.depth_learning import depth_learning_table
+from monai_kd.visualize.depth_memory import depth_memory_table
 from monai_kd.visualize.depth_shift_costs import depth_shift_table
 from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.exports import exports_table
@@ -35,6 +38,8 @@ _CLOSE = "<!-- <<< results -->"
 _FILTERS = ("bundles", "methods", "sections")
 # tables that are no protocol's: each from the folder of the records and the records
 _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
+    "depth_learning": lambda folder, _records: depth_learning_table(folder / "depth_learning.json"),
+    "depth_memory": lambda folder, _records: depth_memory_table(folder / "depth_memory.json"),
     "depth_shift": lambda folder, _records: depth_shift_table(folder / "depth_shift.json"),
     "distill_dsm": lambda _folder, records: networks_table(records, "distill-dsm", ("baseline", "unet3d")),
     "exports": lambda folder, _records: exports_table(folder / "exports.json"),

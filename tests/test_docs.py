@@ -21,6 +21,7 @@ PAGES = sorted(path for path in (REPOSITORY / "docs").rglob("*.md") if "_build" 
 DOCUMENTS = [*PAGES, *REPOSITORY.glob("*.md"), *(REPOSITORY / "bundles").glob("**/*.md")]
 FOLDERS = ("benchmarks", "bundles", "docs", "monai_kd", "tests")
 
+BUNDLE_OF_PAGE = {"slices.md": "distill-dsm"}  # whose commands a page shows; else the student's
 _OF_MONAI = ("--config_file", "--tracking")  # arguments of `monai.bundle run` itself
 
 
@@ -137,7 +138,8 @@ def test_commands_name_files_and_ids_that_exist(path: Path):
         files = re.findall(r"configs/[\w/]+\.\w+", words[words.index("--config_file") + 1])
         assert files, words
         own = path.parents[1] if path.parent.parent.parent.name == "bundles" else None
-        bundle = own or REPOSITORY / "bundles" / "student"  # it has every file and id of the teacher's
+        # the student has every file and id of the teacher's
+        bundle = own or REPOSITORY / "bundles" / BUNDLE_OF_PAGE.get(path.name, "student")
         known = ConfigParser.load_config_files([str(bundle / name) for name in files])
         given = words[words.index("monai.bundle") :]  # before it stand the options of torchrun
         ids = [word[2:] for word in given if word.startswith("--") and word not in _OF_MONAI]

@@ -290,3 +290,21 @@ def test_layers_serve_one_stack_alone():
 def test_a_slice_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"got \(1, 2, 16, 16\); it takes 1 channels"):
         next(net().slice_steps(torch.zeros(1, 2, 16, 16)))
+
+
+def test_a_learned_exchange_may_begin_as_a_shift_and_changes_no_other_weight():
+    states = []
+    for start in (False, True):
+        torch.manual_seed(0)
+        states.append(DSMUNet(1, 2, channels=(8, 8, 16), alpha=1.0, start_as_plain_shift=start).eval())
+    drawn, shifted = states
+    other = {name for name, value in shifted.state_dict().items() if not torch.equal(value, drawn.state_dict()[name])}
+    assert other == {name for name in shifted.state_dict() if "exchange" in name}
+    torch.manual_seed(0)
+    plain = DSMUNet(1, 2, channels=(8, 8, 16), exchange="plain").eval()
+    plain.load_state_dict({name: value for name, value in shifted.state_dict().items() if "exchange" not in name})
+    image = torch.randn(1, 1, 16, 16, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(shifted(image), plain(image))  # alpha 1 shifts a quarter in each direction
+    with pytest.raises(ValueError, match="start_as_plain_shift sets the learned exchange alone"):
+        DSMUNet(1, 2, exchange="none", start_as_plain_shift=True)

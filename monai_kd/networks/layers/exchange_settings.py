@@ -24,6 +24,7 @@ class ExchangeSettings:
         alpha, kernel_size, norm, act: of :class:`DistillDepthShift`.
         fraction: of :class:`DepthShift`, for ``plain`` and ``residual``.
         ends, causal: of both.
+        start_as_plain_shift: let the learned exchange begin as a shift, see :class:`DistillDepthShift`.
     """
 
     exchange: str = "distill"
@@ -34,12 +35,18 @@ class ExchangeSettings:
     kernel_size: int = 3
     norm: Norm | None = None
     act: Norm | None = None
+    start_as_plain_shift: bool = False
 
     def __post_init__(self) -> None:
         if self.exchange not in EXCHANGES:
             raise ValueError(f"exchange is {self.exchange!r}; known: {', '.join(EXCHANGES)}")
         check_settings(self.alpha, self.kernel_size)
         DepthShift(self.fraction, self.ends)
+        if self.start_as_plain_shift and (self.exchange != "distill" or self.norm or self.act):
+            raise ValueError(
+                f"start_as_plain_shift sets the learned exchange alone; got exchange={self.exchange!r}, "
+                f"exchange_norm={self.norm!r}, exchange_act={self.act!r}, give 'distill', None and None"
+            )
 
     @property
     def residual(self) -> bool:
@@ -60,7 +67,10 @@ class ExchangeSettings:
             return None
         if self.exchange == "distill":
             settings: dict[str, Any] = {"kernel_size": self.kernel_size, "norm": self.norm, "act": self.act}
-            return DistillDepthShift(channels, self.alpha, inplace, self.ends, causal=self.causal, **settings)
+            layer = DistillDepthShift(channels, self.alpha, inplace, self.ends, causal=self.causal, **settings)
+            if self.start_as_plain_shift:
+                layer.start_as_plain_shift()
+            return layer
         shift = DepthShift(self.fraction, self.ends, causal=self.causal)
         shift.split(torch.empty(1, channels, 1, 1))  # refuses too few channels
         return shift

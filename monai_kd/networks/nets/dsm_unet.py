@@ -43,6 +43,7 @@ class DSMUNet(SliceStack):
             ``instance`` or ``("group", {"num_groups": 4})`` for few slices.
         exchange_norm, exchange_act: optional normalization and activation behind the learned exchange; the paper has
             none.
+        start_as_plain_shift: let the learned exchange begin as a shift of its channels in place of random maps.
 
     Shape:
         ``(B, in_channels, *spatial)`` with three spatial axes, to ``(B, out_channels, *spatial)`` logits. In-plane
@@ -73,9 +74,13 @@ class DSMUNet(SliceStack):
         exchange_norm: Norm | None = None,
         exchange_act: Norm | None = None,
         layout: str = "auto",
+        start_as_plain_shift: bool = False,
     ) -> None:
         settings = ExchangeSettings(
-            exchange, alpha, ends, causal, fraction, kernel_size, norm=exchange_norm, act=exchange_act
+            *(exchange, alpha, ends, causal, fraction, kernel_size),
+            norm=exchange_norm,
+            act=exchange_act,
+            start_as_plain_shift=start_as_plain_shift,
         )
         network = _SliceUNet(in_channels, out_channels, channels, settings, norm)
         super().__init__(network, depth_axis, spacing, layout)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_kd.networks.layers.depth_shift import DistillDepthShift, ResidualDepthShift, SliceExchange
+from monai_kd.networks.layers.depth_shift import ResidualDepthShift, SliceExchange
 from monai_kd.networks.layers.exchange_settings import ExchangeSettings, Norm
 from monai_kd.networks.layers.slice_count import unfold_slices
 from monai_kd.networks.nets.exchange_places import (
@@ -88,15 +88,16 @@ def insert_depth_shift(
     the residual branch and for the narrow end of inverted residual blocks.
     """
     settings = ExchangeSettings(
-        exchange, alpha, ends, causal, fraction, kernel_size, norm=exchange_norm, act=exchange_act
+        *(exchange, alpha, ends, causal, fraction, kernel_size),
+        norm=exchange_norm,
+        act=exchange_act,
+        start_as_plain_shift=start_as_plain_shift,
     )
-    _check(network, settings, start_as_plain_shift)
+    _check(network, settings)
 
     def make(channels: int, private: bool) -> SliceExchange:
         layer = settings.make(channels, inplace=private)
         assert layer is not None
-        if isinstance(layer, DistillDepthShift) and start_as_plain_shift:
-            layer.start_as_plain_shift()
         return layer
 
     network = copy.deepcopy(network)
@@ -120,14 +121,9 @@ def insert_depth_shift(
     return stack
 
 
-def _check(network: nn.Module, settings: ExchangeSettings, start_as_plain_shift: bool) -> None:
+def _check(network: nn.Module, settings: ExchangeSettings) -> None:
     if settings.exchange == "none":
         raise ValueError("exchange is 'none': nothing to insert; known: distill, plain, residual")
-    if start_as_plain_shift and (settings.exchange != "distill" or settings.norm or settings.act):
-        raise ValueError(
-            f"start_as_plain_shift sets the learned exchange alone; got exchange={settings.exchange!r}, "
-            f"exchange_norm={settings.norm!r}, exchange_act={settings.act!r}, give 'distill', None and None"
-        )
     name = type(network).__name__
     for path, module in network.named_modules():
         if isinstance(module, SliceExchange):

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.integration
 CONSTRAINTS = REPOSITORY / "docs" / "constraints" / "label.txt"
 PAGE = REPOSITORY / "docs" / "how_to" / "monai_label.md"
 NAMES = "Names on this page"
+BUNDLES = ("student", "teacher", "distill-dsm")
 LABELS = {"anterior": 1, "posterior": 2}
 LABELLED, HELD_OUT, SPARE = 8, 3, 2  # phantoms: to be labelled, to score on, to stay without a label
 EPOCHS = 16  # the page's
@@ -119,7 +120,7 @@ def copy_bundles(target: Path) -> None:
     """The bundles as their users get them: packed, and downloaded from a web server."""
     (web_folder := target.with_name("www")).mkdir()
     with FileServer(web_folder) as web:
-        for name in ("student", "teacher"):
+        for name in BUNDLES:
             packed = pack_bundle(REPOSITORY / "bundles" / name, web_folder)
             fetch_bundle(f"{web.url}/{packed.path.name}", target, name, sha256=packed.sha256)
 
@@ -249,7 +250,7 @@ def test_a_server_that_does_not_get_its_port_ends_and_says_so(site: Site):
 
 def test_info_names_the_bundles_their_labels_and_their_trainers(site: Site):
     info = site.json("What the server offers")
-    assert set(info["models"]) == set(info["trainers"]) == {"student", "teacher"}
+    assert set(info["models"]) == set(info["trainers"]) == set(BUNDLES)
     for name, model in info["models"].items():
         metadata = record_of(REPOSITORY / "bundles" / name / "configs" / "metadata.json")
         assert model["labels"] == LABELS
@@ -267,7 +268,7 @@ def test_active_learning_names_an_image_of_the_studies(site: Site):
     assert site.server.request("POST", "/activelearning/random", {})["id"] in names
 
 
-@pytest.mark.parametrize("bundle", ["student", "teacher"])
+@pytest.mark.parametrize("bundle", BUNDLES)
 def test_a_label_lies_in_its_image_and_has_the_bundles_values(site: Site, bundle: str):
     case = site.cases("held_out")[0]
     image = nib.load(site.folder / "studies" / f"{case}.nii.gz")
@@ -289,7 +290,7 @@ def test_an_uploaded_file_gets_the_same_label(site: Site):
     np.testing.assert_allclose(uploaded.affine, from_studies.affine, atol=1e-6)
 
 
-@pytest.mark.parametrize("bundle", ["student", "teacher"])
+@pytest.mark.parametrize("bundle", BUNDLES)
 def test_real_images_get_the_labels_of_inference_yaml(site: Site, real_data: Path, tmp_path: Path, bundle: str):
     split = record_of(real_data / "splits" / "hippocampus.json")
     images = tmp_path / "images"
@@ -356,7 +357,9 @@ def test_training_keeps_the_earlier_weights_and_writes_into_its_own_bundle_only(
         "www",
     }
     written = {path.name for path in trained.folder.iterdir()} - expected
-    assert all(re.fullmatch(r"truth|student\.pt|(server-|student-|teacher-).+", name) for name in written), written
+    assert all(
+        re.fullmatch(r"truth|student\.pt|(server-|student-|teacher-|distill-dsm-).+", name) for name in written
+    ), written
 
 
 def test_the_model_that_the_server_gives_is_the_bare_student(trained: Site, shipped: str):
@@ -383,14 +386,15 @@ def test_batch_infer_labels_every_image_that_has_no_label(trained: Site):
 
 
 @pytest.mark.slow
-def test_the_teachers_bundle_trains_too(trained: Site):
-    before = trained.dice("teacher")
+@pytest.mark.parametrize("bundle", ["teacher", "distill-dsm"])
+def test_bundles_without_a_teacher_train_too(trained: Site, bundle: str):
+    before = trained.dice(bundle)
     settings = {"max_epochs": EPOCHS, "val_split": 0.25, "multi_gpu": False}
-    trained.server.request("POST", "/train/teacher?run_sync=false", settings)
+    trained.server.request("POST", f"/train/{bundle}?run_sync=false", settings)
     task = trained.server.finished_training(900)
     assert task["status"] == "DONE", "\n".join(task["details"])
-    after = trained.dice("teacher")
-    trained.measured.update({"teacher_dice_before": before, "teacher_dice_after": after})
+    after = trained.dice(bundle)
+    trained.measured.update({f"{bundle}_dice_before": before, f"{bundle}_dice_after": after})
     assert after > before
 
 

@@ -24,15 +24,29 @@ def records(repository) -> list[dict]:
     return found
 
 
+@pytest.fixture(scope="module")
+def depth_records(repository) -> list[dict]:
+    found = load_records(repository / "docs" / "results" / "distill_dsm")
+    several = {"hippocampus": ("baseline", "distill_dsm", "plain_dsm", "unet3d")}
+    several["left_atrium"] = ("baseline", "distill_dsm", "unet3d")
+    wanted = {(data, name, seed) for data, names in several.items() for name in names for seed in (0, 1, 2)}
+    wanted |= {("hippocampus", name, 0) for name in ("alpha_quarter", "alpha_one", "residual_dsm")}
+    wanted |= {(data, name, 0) for data in ("prostate", "brats") for name in ("baseline", "distill_dsm")}
+    assert {(r["protocol"]["name"], r["method"], r["seed"]) for r in found} >= wanted
+    return found
+
+
 def record_of(records: list[dict], weights: Path) -> dict:
     (found,) = [r for r in records if r["network"]["weights_sha256"] == file_sha256(weights)]
     return found
 
 
-@pytest.mark.parametrize(("bundle", "method"), [("teacher", "teacher"), ("student", "distilled")])
-def test_shipped_weights_have_a_record_and_load_strictly(repository, records, bundle, method):
+@pytest.mark.parametrize(
+    ("bundle", "method"), [("teacher", "teacher"), ("student", "distilled"), ("distill-dsm", "distill_dsm")]
+)
+def test_shipped_weights_have_a_record_and_load_strictly(repository, records, depth_records, bundle, method):
     folder = repository / "bundles" / bundle
-    record = record_of(records, folder / "models" / "model.pt")
+    record = record_of([*records, *depth_records], folder / "models" / "model.pt")
     assert (record["method"], record["bundle"]["name"]) == (method, bundle)
     assert load_report(load_teacher(folder)).complete
     assert (folder / "models" / "model.pt").stat().st_size < 20e6
@@ -60,6 +74,20 @@ def test_the_student_has_at_most_six_percent_of_the_teachers_parameters(records)
     assert size["distilled"] == size["baseline"] <= 0.06 * size["teacher"]
 
 
+def test_networks_on_one_task_share_recipe_cases_and_scoring(depth_records):
+    for name in {r["protocol"]["name"] for r in depth_records}:
+        own = [r for r in depth_records if r["protocol"]["name"] == name]
+        assert len({r["recipe_hash"] for r in own} - {None}) == 1, name
+        for key in ("scoring_hash", "split_hash", "cases_hash"):
+            assert len({r["protocol"][key] for r in own}) == 1, (name, key)
+
+
+def test_the_shipped_slices_network_is_the_seed_of_the_best_validation(repository, depth_records):
+    seeds = [r for r in depth_records if (r["protocol"]["name"], r["method"]) == ("hippocampus", "distill_dsm")]
+    best = max(seeds, key=lambda record: record["training"]["best_metric"])
+    assert record_of(depth_records, repository / "bundles" / "distill-dsm" / "models" / "model.pt") == best
+
+
 def test_published_tables_follow_from_the_records(repository):
     pages = [*repository.glob("docs/how_to/*.md"), *repository.glob("bundles/[!_]*/docs/README.md")]
     files = [repository / "README.md", *sorted(pages)]
@@ -76,10 +104,11 @@ def test_records_name_no_place_on_a_machine(repository):
 
 
 @pytest.mark.slow
-def test_the_students_score_on_real_data_can_be_repeated(repository, records, real_data, tmp_path):
+@pytest.mark.parametrize("bundle", ["student", "distill-dsm"])
+def test_the_score_on_real_data_can_be_repeated(repository, records, depth_records, real_data, tmp_path, bundle):
     if not (real_data / "Task04_Hippocampus").is_dir():
         pytest.skip(f"MONAI_KD_DATA lacks {real_data / 'Task04_Hippocampus'}: this test needs it")
-    folder = repository / "bundles" / "student"
+    folder = repository / "bundles" / bundle
     command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", ".", "--run_dir", str(tmp_path / "run")]
     files = "['configs/train.yaml','configs/evaluate.yaml']"
     environment = {**os.environ, "MONAI_KD_DATA": str(real_data.resolve()), "PYTHONWARNINGS": "ignore"}
@@ -88,7 +117,7 @@ def test_the_students_score_on_real_data_can_be_repeated(repository, records, re
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "run" / "run.json").read_text())
-    expected = record_of(records, folder / "models" / "model.pt")
+    expected = record_of([*records, *depth_records], folder / "models" / "model.pt")
     assert found["protocol"]["hash"] == expected["protocol"]["hash"]
     for name, dice in expected["summary"]["dice"].items():
         assert found["summary"]["dice"][name] == pytest.approx(dice, abs=5e-4)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from bundle_runs import REPOSITORY
 from experiment_runs import SEEDS, Run, publish_best, train_side_by_side
 
+from monai_kd.visualize import curves_figure, load_records, networks_figure, save_figure
+
 BUNDLE = REPOSITORY / "bundles" / "distill-dsm"
 RESULTS = REPOSITORY / "docs" / "results" / "distill_dsm"
 # the overlay of each network; none is the bundle's own
@@ -26,6 +28,7 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "prostate": ("prostate.yaml",),
     "brats": ("sigmoid.yaml", "brats.yaml"),
 }
+CONTROLS = ("baseline", "unet3d")
 ON_ALL_SEEDS = {
     "hippocampus": ("baseline", "distill_dsm", "unet3d", "plain_dsm"),
     "left_atrium": ("baseline", "distill_dsm", "unet3d"),
@@ -61,7 +64,11 @@ def train(workers: int, threads: int) -> None:
 
 
 def score(threads: int) -> None:
-    """Score all of them on the test cases, one at a time, so that the timings are clean."""
+    """Score all of them on the test cases, one at a time, so that the timings are clean; draw them."""
     for run in runs():
         run.score(threads)
         shutil.copyfile(run.run_dir / "split.json", run.results / "split.json")
+    records = load_records(RESULTS)
+    save_figure(networks_figure(records, BUNDLE.name, CONTROLS), RESULTS / "networks.png")
+    curves = [record for record in records if record["protocol"]["name"] == "hippocampus"]
+    save_figure(curves_figure(curves, "hippocampus: loss and validation Dice"), RESULTS / "curves.png")

@@ -5,6 +5,7 @@ from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.distillers_figure import distillers_figure
 from monai_kd.visualize.documents import write_tables
 from monai_kd.visualize.networks import networks_table
+from monai_kd.visualize.networks_figure import networks_figure
 from monai_kd.visualize.overlays import overlay_figure, save_overlay
 from monai_kd.visualize.records import load_records
 from monai_kd.visualize.report import write_report
@@ -19,6 +20,7 @@ __all__ = [
     "distillers_figure",
     "distillers_table",
     "load_records",
+    "networks_figure",
     "networks_table",
     "overlay_figure",
     "paired_difference",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monai_kd.visualize.curves import _grid
@@ -63,9 +63,12 @@ def _draw_band(axes: Axes, alone: Arm) -> None:
 
 
 def _draw_arm(axes: Axes, row: int, arm: Arm) -> None:
-    values = _dice(arm)
-    color = _ALONE if arm.method == "baseline" else _METHOD
-    if len(arm.records) == 1:
+    draw_seeds(axes, row, _dice(arm), _ALONE if arm.method == "baseline" else _METHOD, only=len(arm.records) == 1)
+
+
+def draw_seeds(axes: Axes, row: int, values: Sequence[float], color: str, only: bool) -> None:
+    """Draw a dot per seed and a bar for their mean, or an open dot for an only seed."""
+    if only:
         axes.plot(values, [row] * len(values), "o", markersize=6, markerfacecolor="white", color=color, zorder=3)
         return
     axes.plot(values, [row] * len(values), "o", markersize=5.5, color=color, alpha=0.6, markeredgewidth=0, zorder=3)

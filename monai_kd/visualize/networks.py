@@ -19,7 +19,7 @@ from monai_kd.visualize.tables import (
     _table_markdown,
 )
 
-__all__ = ["networks_table"]
+__all__ = ["by_protocol", "networks_table"]
 
 
 def networks_table(records: Iterable[Record], bundle: str, controls: Sequence[str] = ("baseline",)) -> str:
@@ -34,17 +34,22 @@ def networks_table(records: Iterable[Record], bundle: str, controls: Sequence[st
         controls: the methods that the others are compared with, in this order; parameters are shown as a share of the
             last one's.
     """
+    protocols = by_protocol(records, bundle, controls)
+    return "\n\n".join(_protocol_markdown(name, arms, controls) for name, arms in protocols.items()) or NO_RESULTS
+
+
+def by_protocol(records: Iterable[Record], bundle: str, controls: Sequence[str]) -> dict[str, list[Arm]]:
+    """Return the networks of a bundle in the order of their table, by protocol; the one of most records comes first."""
     own = [record for record in records if record["bundle"]["name"] == bundle]
     count = Counter(record["protocol"]["name"] for record in own)
-    parts = [
-        _protocol_markdown(name, [record for record in own if record["protocol"]["name"] == name], controls)
-        for name in sorted(count, key=lambda name: (-count[name], name))
-    ]
-    return "\n\n".join(parts) or NO_RESULTS
+    found = {}
+    for name in sorted(count, key=lambda name: (-count[name], name)):
+        arms = group_arms(record for record in own if record["protocol"]["name"] == name)
+        found[name] = sorted(arms, key=lambda arm: _order(arm, controls))
+    return found
 
 
-def _protocol_markdown(name: str, records: Sequence[Record], controls: Sequence[str]) -> str:
-    arms = sorted(group_arms(records), key=lambda arm: _order(arm, controls))
+def _protocol_markdown(name: str, arms: Sequence[Arm], controls: Sequence[str]) -> str:
     known = [arm for control in controls for arm in arms if arm.method == control]
     classes = list(arms[0].records[0]["classes"].values())
     header = (

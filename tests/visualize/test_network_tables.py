@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from records import arm, write_record
 
-from monai_kd.visualize import PairRefused, networks_table, paired_difference, write_tables
+from monai_kd.visualize import PairRefused, networks_figure, networks_table, paired_difference, write_tables
 
 # mean Dice over the four cases: 0.83, 0.85, 0.84 by seed
 BASE = ((0.80, 0.82, 0.84, 0.86), (0.82, 0.84, 0.86, 0.88), (0.81, 0.83, 0.85, 0.87))
@@ -126,3 +126,24 @@ def test_an_unknown_recipe_another_scoring_and_no_schedule_at_all_are_refused():
         paired_difference(a, other, same_network=False)
     with pytest.raises(ValueError, match="only one of same_schedule, same_network"):
         paired_difference(a, a, same_schedule=False, same_network=False)
+
+
+# ---------------------------------------------------------------- the figure
+
+
+def test_the_figure_has_a_panel_per_protocol_and_a_dot_per_seed():
+    records = [*study(), *network("baseline", BASE[:1], protocol_name="left_atrium")]
+    first, second = networks_figure(records, "distill-dsm", CONTROLS).axes
+    assert (first.get_title(), second.get_title()) == ("hippocampus", "left_atrium")
+    assert [text.get_text() for text in first.get_yticklabels()] == ["baseline", "unet3d", "alpha_one", "distill_dsm"]
+    dots = [line for line in first.lines if line.get_marker() == "o"]
+    assert [len(line.get_xdata()) for line in dots] == [3, 3, 1, 3]
+    assert sorted(dots[0].get_xdata()) == pytest.approx([0.83, 0.84, 0.85])
+    colors = [line.get_color() for line in dots]
+    assert len(set(colors)) == 3, "each control and the others"
+    assert colors[2] == colors[3]
+
+
+def test_a_figure_without_a_record_of_the_bundle_is_refused():
+    with pytest.raises(ValueError, match="no record of the bundle 'distill-dsm'"):
+        networks_figure(arm("kd", BASE), "distill-dsm")

@@ -62,4 +62,4 @@ def _legend(figure: Figure, arms: Sequence[Arm]) -> None:
     if any(len(arm.records) == 1 for arm in arms):
         only: dict[str, Any] = {"marker": "o", "markerfacecolor": "white", "linestyle": "", "markersize": 6}
         entries.append(line([], [], **only, color=_NETWORK, label="only seed"))
-    figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False, fontsize=8)
+    figure.legend(handles=entries, loc="lower center", ncols=len(entries), frameon=False, fontsize=8)

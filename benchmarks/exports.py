@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cases", type=int, default=0, help="a trial on so many test cases; 0 measures all")
-    parser.add_argument("--bundles", default="teacher,student")
+    parser.add_argument("--bundles", default="teacher,student,distill-dsm")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "results")
     arguments = parser.parse_args()
     if not os.environ.get("MONAI_KD_DATA"):

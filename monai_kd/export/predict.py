@@ -7,14 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from monai_kd.export.exporter import exported_dir
 from monai_kd.export.pipeline import find_images, inference_flow, quiet
 from monai_kd.export.record import recorded_export
 from monai_kd.export.runtimes import load_runtime
 from monai_kd.handlers.provenance import file_sha256
-from monai_kd.inferers.slice_stacks import stand_in
 
 __all__ = ["ENGINES", "predict_images"]
 
@@ -66,7 +63,11 @@ def predict_images(
         raise ValueError(f"'{target}' holds the images; give another folder for the results")
     overrides: dict[str, Any] = {}
     if engine != "pytorch":
-        overrides = {"network": _engine(root, file, threads), "load_pretrain": False, "device": "cpu"}
+        overrides = {
+            "network": load_runtime(file, bundle=root, threads=threads),
+            "load_pretrain": False,
+            "device": "cpu",
+        }
     else:
         overrides = {"ckpt_path": str(file)}
     target.mkdir(parents=True, exist_ok=True)
@@ -83,13 +84,6 @@ def predict_images(
             f"{len(failed)} of {len(found)} images failed, {len(written)} files are in '{target}': {'; '.join(failed)}"
         )
     return written
-
-
-def _engine(root: Path, file: Path, threads: int | None) -> nn.Module:
-    """Load a network file; where the bundle's own network sees across slices, so does its export."""
-    runtime = load_runtime(file, threads=threads)
-    parser = inference_flow(root, network=nn.Identity(), load_pretrain=False).parser
-    return stand_in(runtime, parser.get_parsed_content("network_def")) if "network_def" in parser else runtime
 
 
 def _predict_one(root: Path, image: Path, target: Path, overrides: dict[str, Any]) -> list[Path]:

@@ -13,6 +13,8 @@ from monai.bundle import ConfigParser
 from monai.utils import optional_import
 from torch import Tensor, nn
 
+from monai_kd.export.pipeline import inference_flow
+from monai_kd.inferers.slice_stacks import stand_in
 from monai_kd.teachers import load_teacher
 
 __all__ = ["Runtime", "load_runtime"]
@@ -49,7 +51,8 @@ def load_runtime(
     Args:
         path: weights (.pt, .pth), TorchScript (.ts), torch.export (.pt2), ONNX (.onnx), OpenVINO (.xml), or a Slicer
             model (.zip).
-        bundle: the bundle that defines the network; needed for weights, unused otherwise.
+        bundle: the bundle that defines the network; needed for weights. Where that network sees across slices, a file
+            of another kind is asked for slices as the network would be, so that chunks of them are exact.
         threads: CPU threads of ONNX Runtime and OpenVINO; None leaves it to them. PyTorch's formats use PyTorch's own
             setting.
         device: where weights, TorchScript and torch.export run; the others run on the CPU.
@@ -68,12 +71,20 @@ def load_runtime(
     if precision not in ("f32", "bf16"):
         raise ValueError(f"precision is '{precision}'; known: f32, bf16")
     try:
-        return _LOADERS[file.suffix](file, bundle, threads, device, precision)
+        network = _LOADERS[file.suffix](file, bundle, threads, device, precision)
+        return stand_in(network, _defined(bundle)) if bundle and isinstance(network, Runtime) else network
     except (ImportError, FileNotFoundError, ValueError):
         raise
     except Exception as error:  # each runtime has its own types
         reason = str(error).strip().splitlines()
         raise ValueError(f"'{file}' cannot be loaded: {reason[0] if reason else type(error).__name__}") from error
+
+
+def _defined(bundle: str | Path) -> nn.Module:
+    """Return the bundle's network with the weights it is made with; nothing in particular if it defines none."""
+    parser = inference_flow(bundle, network=nn.Identity(), load_pretrain=False).parser
+    network: nn.Module = parser.get_parsed_content("network_def") if "network_def" in parser else nn.Identity()
+    return network
 
 
 def _weights(path: Path, bundle: str | Path | None, _threads: int | None, device: str, _precision: str) -> nn.Module:

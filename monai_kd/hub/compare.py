@@ -212,15 +212,25 @@ def compare_cases(
 def _task(root: Path, flow: ConfigWorkflow) -> dict[str, Any]:
     """Return the settings by which ``load_teacher`` checks that another bundle has this one's task."""
     facts = read_facts(root)
-    stated = {name: flow.parser.get_parsed_content(name) for name in ("in_channels", "roi_size") if name in flow.parser}
+    wanted = ("in_channels", "roi_size", "patch_size")
+    stated = {name: flow.parser.get_parsed_content(name) for name in wanted if name in flow.parser}
     return {
         "class_names": list(flow.parser.get_parsed_content("class_names")),
         "in_channels": stated.get("in_channels", facts.channels),
-        "patch_size": stated.get("roi_size"),
+        "patch_size": _window(stated.get("roi_size"), stated.get("patch_size")),
         "spacing_mm": facts.spacing_mm,
         "orientation": facts.orientation,
         "student_metadata": bundle_metadata(root),
     }
+
+
+def _window(roi_size: Sequence[int] | None, patch_size: Sequence[int] | None) -> list[int] | None:
+    """Return the window's size; along an axis that it takes whole (-1) that of the training patch, if it is known."""
+    if roi_size is None or min(roi_size) > 0:
+        return None if roi_size is None else list(roi_size)
+    if patch_size is None:
+        return None
+    return [patch if length < 0 else length for length, patch in zip(roi_size, patch_size, strict=True)]
 
 
 def _names(a: str | Path, b: str | Path) -> tuple[str, str]:

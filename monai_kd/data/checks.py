@@ -58,6 +58,22 @@ def _values_text(values: Sequence[float]) -> str:
     return f"0 to {len(ordered) - 1}" if whole else ", ".join(f"{value:g}" for value in ordered)
 
 
+def _check_outputs(
+    class_names: list[str], out_channels: int | None, regions: Mapping[str, Sequence[float]] | None
+) -> None:
+    if regions is not None and class_names[1:] != list(regions):
+        raise ValueError(
+            f"class_names is {class_names}; with the regions {list(regions)} it must be the background and their names"
+        )
+    outputs = class_names if regions is None else list(regions)
+    if out_channels is not None and out_channels != len(outputs):
+        what = "class_names is" if regions is None else "regions are"
+        raise ValueError(
+            f"the network has {out_channels} outputs (network_def::out_channels) and {what} {outputs}: "
+            f"give {len(outputs)} outputs, or name {out_channels}"
+        )
+
+
 def joined_channels(files: Sequence[tuple[str, VolumeFacts]]) -> VolumeFacts:
     """Return the facts of an image whose channels come from several files, given with the path of each."""
     named = [(os.path.basename(path), facts) for path, facts in files]
@@ -113,6 +129,12 @@ class CaseCheck:
         skip_bad_cases: True leaves bad cases out with a warning; False raises.
         label_values: what a label may hold, where that is not 0 to the number of classes - 1, e.g. for regions.
         progress: show a bar while files are read.
+        out_channels: of the network, if known; one per class, or one per region.
+        regions: name to label values of overlapping regions, which the outputs are then; ``class_names`` must be the
+            background and their names.
+
+    Raises:
+        ValueError: outputs, regions and class names do not fit each other.
     """
 
     def __init__(
@@ -122,9 +144,12 @@ class CaseCheck:
         skip_bad_cases: bool = False,
         progress: bool = True,
         label_values: Sequence[float] | None = None,
+        out_channels: int | None = None,
+        regions: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         if not isinstance(skip_bad_cases, bool):
             raise TypeError(f"skip_bad_cases is {skip_bad_cases!r}; it must be True or False")
+        _check_outputs(list(class_names), out_channels, regions)
         self.in_channels = in_channels
         self.class_names = list(class_names)
         self.skip_bad_cases = skip_bad_cases

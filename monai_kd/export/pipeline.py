@@ -13,14 +13,14 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor, nn
 
-from monai_kd.inferers.slice_stacks import stand_in
+from monai_kd.export.torchscript import axis_length
+from monai_kd.inferers.slice_stacks import as_slice_stack
 
 __all__ = ["Sample", "bundle_metadata", "find_images", "inference_config", "inference_flow", "quiet", "record_windows"]
 
 # a window as the network sees it, and the logits that PyTorch gives for it
 Sample = tuple[Tensor, Tensor]
 _ENDINGS = (".nii.gz", ".nii")
-_WHOLE = 12  # voxels in a check, along an axis that has no window
 
 
 class _Windows(nn.Module):
@@ -142,16 +142,18 @@ def record_windows(bundle: str | Path, network: nn.Module, images: Sequence[Path
     for path in images:
         image = preprocessing({"image": str(path)})["image"][None]
         with torch.inference_mode():
-            inferer(image, stand_in(found := _Windows(), network))
+            inferer(image, as_slice_stack(found := _Windows(), network))
             share = min(found.count, max(1, most // len(images)))
             middles = {(2 * part + 1) * found.count // (2 * share) for part in range(share)}
-            inferer(image, stand_in(chosen := _Windows(middles), network))
+            inferer(image, as_slice_stack(chosen := _Windows(middles), network))
             samples += [(window, network(window).float()) for window in chosen.kept]
     return samples
 
 
 def window_size(bundle: str | Path) -> tuple[int, ...]:
-    """Return the size of the bundle's sliding window in voxels; 12 along an axis that it takes whole (-1).
+    """Return the size of the bundle's sliding window in voxels.
+
+    An axis that it takes whole (-1) has the length that the metadata give for n = 8, such as 8 for ``"n"``.
 
     Raises:
         ValueError: its inferer, and the one inside that, has no window.
@@ -166,4 +168,5 @@ def window_size(bundle: str | Path) -> tuple[int, ...]:
             f"the inferer of '{bundle}' is {type(inferer).__name__} with roi_size {size}; an export is checked on "
             "windows, so it needs a SlidingWindowInferer with one length per axis, -1 for one that is taken whole"
         )
-    return tuple(_WHOLE if length < 0 else int(length) for length in size)
+    shape = bundle_metadata(bundle)["network_data_format"]["inputs"]["image"]["spatial_shape"]
+    return tuple(axis_length(own, 8) if length < 0 else int(length) for length, own in zip(size, shape, strict=True))

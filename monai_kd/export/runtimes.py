@@ -14,7 +14,7 @@ from monai.utils import optional_import
 from torch import Tensor, nn
 
 from monai_kd.export.pipeline import inference_flow
-from monai_kd.inferers.slice_stacks import stand_in
+from monai_kd.inferers.slice_stacks import as_slice_stack
 from monai_kd.teachers import load_teacher
 
 __all__ = ["Runtime", "load_runtime"]
@@ -72,7 +72,7 @@ def load_runtime(
         raise ValueError(f"precision is '{precision}'; known: f32, bf16")
     try:
         network = _LOADERS[file.suffix](file, bundle, threads, device, precision)
-        return stand_in(network, _defined(bundle)) if bundle and isinstance(network, Runtime) else network
+        return as_slice_stack(network, _defined(bundle)) if bundle and isinstance(network, Runtime) else network
     except (ImportError, FileNotFoundError, ValueError):
         raise
     except Exception as error:  # each runtime has its own types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_kd.data.case_names import case_id
@@ -16,13 +18,13 @@ from monai_kd.data.splits import CaseSplit, ids_hash
 from monai_kd.handlers.case_scores import write_metrics_csv
 from monai_kd.handlers.files import is_main_process
 from monai_kd.handlers.provenance import config_hash, file_sha256
-from monai_kd.handlers.run_record import PASSAGE_IDS, RunRecord, without_passage
+from monai_kd.handlers.run_record import INFERENCE_IDS, RunRecord, without_inferer
 
 __all__ = ["EvaluationRecord", "require_weights"]
 
 # What must be equal for two evaluations to stand in one table, besides the scored cases themselves.
 _PROTOCOL_IDS = ("class_names", "spacing_mm", "roi_size", "overlap", "amp", "cpu_bfloat16")
-_SCORING_IDS = tuple(name for name in _PROTOCOL_IDS if name not in PASSAGE_IDS)  # for networks of different kinds
+_SCORING_IDS = tuple(name for name in _PROTOCOL_IDS if name not in INFERENCE_IDS)  # for networks of different kinds
 _NOT_PROTOCOL_STEPS = ("data", "dataset", "dataloader", "handlers", "evaluator", "key_metric")
 
 
@@ -71,7 +73,7 @@ class EvaluationRecord(RunRecord):
             {
                 "section": section,
                 "hash": _protocol_hash(self.config, ids, _PROTOCOL_IDS),
-                "scoring_hash": _protocol_hash(without_passage(self.config), ids, _SCORING_IDS),
+                "scoring_hash": _protocol_hash(without_inferer(self.config), ids, _SCORING_IDS),
                 "n_cases": len(ids),
                 "cases_hash": ids_hash(ids),
             }
@@ -117,8 +119,18 @@ def _protocol_hash(config: Mapping[str, Any], ids: list[str], names: Sequence[st
     validate = config.get("validate", {})
     steps = {name: step for name, step in validate.items() if name not in _NOT_PROTOCOL_STEPS}
     transform = validate.get("dataset", {}).get("transform")
-    parts = {name: config.get(name) for name in names}
+    parts = {name: _resolved(config, name) for name in names}
+    if "regions" in config:  # of labels that are no classes
+        parts["regions"] = config["regions"]
     return config_hash({**parts, "steps": steps, "transform": transform, "cases": ids})
+
+
+def _resolved(config: Mapping[str, Any], name: str) -> Any:
+    """Return the value of an id; what it comes out as, if it is an expression of others."""
+    value = config.get(name)
+    if not isinstance(value, str) or not value.startswith(("@", "$")):
+        return value
+    return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(name)
 
 
 def _same_values(network: nn.Module, weights: Path) -> bool:

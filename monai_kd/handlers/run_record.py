@@ -21,7 +21,7 @@ from monai_kd.handlers.provenance import (
     write_json,
 )
 
-__all__ = ["PASSAGE_IDS", "PLACE_IDS", "RunRecord", "without_passage"]
+__all__ = ["INFERENCE_IDS", "PLACE_IDS", "RunRecord", "without_inferer"]
 
 _SCHEMA = 1
 # Where things lie: no part of what a run is.
@@ -37,10 +37,10 @@ PLACE_IDS = (
     "resume",
 )
 # How a network goes through a volume: windows and chunks fit the network, and are no part of what is learned or scored.
-PASSAGE_IDS = ("roi_size", "overlap", "chunk")
+INFERENCE_IDS = ("roi_size", "overlap", "chunk")
 
 
-def without_passage(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_inferer(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration without the inferer that takes the network through volumes to be scored."""
     validate = config.get("validate")
     if not isinstance(validate, dict):

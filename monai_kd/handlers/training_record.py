@@ -22,7 +22,7 @@ from monai_kd.distillers import Distiller
 from monai_kd.handlers.failure import on_failure
 from monai_kd.handlers.files import is_main_process
 from monai_kd.handlers.provenance import config_hash, file_sha256, network_facts, write_json
-from monai_kd.handlers.run_record import PASSAGE_IDS, PLACE_IDS, RunRecord, without_passage
+from monai_kd.handlers.run_record import INFERENCE_IDS, PLACE_IDS, RunRecord, without_inferer
 from monai_kd.handlers.scalars import named_scalars
 from monai_kd.inferers import cpu_has_bfloat16
 from monai_kd.teachers import load_report
@@ -47,7 +47,7 @@ _NOT_SCHEDULE = (
     "gradient_interval",
 )  # the split has a hash
 # What a comparison of networks may differ in besides: the network, and how it goes through a volume to be scored.
-_NETWORK_IDS = ("network_def", "network", *PASSAGE_IDS)
+_NETWORK_IDS = ("network_def", "network", *INFERENCE_IDS)
 
 
 class TrainingRecord(RunRecord):
@@ -123,7 +123,7 @@ class TrainingRecord(RunRecord):
         }
         self.content["processes"] = schedule["processes"]
         self.content["schedule_hash"] = config_hash(schedule)
-        recipe = config_hash(without_passage(config), (*_NOT_SCHEDULE, *_NETWORK_IDS))
+        recipe = config_hash(without_inferer(config), (*_NOT_SCHEDULE, *_NETWORK_IDS))
         self.content["recipe_hash"] = config_hash({**schedule, "config": recipe})
         self.content["teacher"] = _teacher_facts(distiller)
         self.content["skipped_cases"] = dict(split.skipped) if split is not None else {}

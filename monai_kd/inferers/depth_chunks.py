@@ -11,7 +11,7 @@ from monai.inferers import Inferer
 from monai.utils import optional_import
 from torch import Tensor
 
-from monai_kd.inferers.slice_stacks import alike, check_exchanges, check_norms, plain_volume, slice_stack
+from monai_kd.inferers.slice_stacks import alike, check_exchanges, check_norms, check_windows, plain_volume, slice_stack
 
 __all__ = ["ChunkedDepthInferer"]
 
@@ -34,8 +34,8 @@ class ChunkedDepthInferer(Inferer):
         halo: slices on each side, for an approximation with fewer than the network's own, which warns once; None is
             exact. More than the network's own are never taken.
         inferer: runs each chunk, e.g. ``AutocastInferer(SimpleInferer())``, or a ``SlidingWindowInferer`` in plane with
-            -1 along the depth axis of its window; None calls the network. MONAI's gaussian weights depend on the
-            length of a window in depth: take ``mode="constant"``, or a ``sigma_scale`` of 100 along that axis.
+            -1 along the depth axis of its window and ``mode="constant"`` (or a ``sigma_scale`` of 100 along that axis);
+            None calls the network.
         progress: show a bar.
         sw_device: where the chunks run; None is the device of the input.
         device: of the output; None is the device of the input. A volume in the CPU's memory with ``sw_device`` on a GPU
@@ -44,7 +44,8 @@ class ChunkedDepthInferer(Inferer):
     Raises:
         TypeError: the network is no ``SliceStack``; names what it lacks. Or its output is no tensor.
         ValueError: a setting out of range; an input that is no volume; a batch norm that takes its statistics from the
-            slices of the chunk, as in train mode; ends of which some are circular and some not.
+            slices of the chunk, as in train mode; ends of which some are circular and some not; an inner inferer whose
+            windows cut along the depth, or weigh slices by their place in a chunk.
 
     Further arguments on use go to the inferer and the network as they are.
     """
@@ -77,6 +78,7 @@ class ChunkedDepthInferer(Inferer):
         stack = slice_stack(network, "ChunkedDepthInferer")
         check_exchanges(stack, "ChunkedDepthInferer", "causal", "ends")
         check_norms(stack, "ChunkedDepthInferer")
+        check_windows(self.inferer, stack, "ChunkedDepthInferer", constant=True)
         volume, axis = plain_volume(inputs, stack, "ChunkedDepthInferer"), 2 + stack.depth_axis
         depth = volume.shape[axis]
         chunks = _chunks(depth, self.chunk, self._halos(stack), _is_circular(stack))

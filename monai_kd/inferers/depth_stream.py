@@ -12,7 +12,7 @@ from monai.utils import optional_import
 from torch import Tensor
 
 from monai_kd.inferers.slice_pipeline import SlicePipeline
-from monai_kd.inferers.slice_stacks import alike, check_exchanges, check_norms, plain_volume, slice_stack
+from monai_kd.inferers.slice_stacks import alike, check_exchanges, check_norms, check_windows, plain_volume, slice_stack
 from monai_kd.inferers.slice_threads import SliceThreads
 
 __all__ = ["StreamingDepthInferer"]
@@ -35,11 +35,11 @@ class StreamingDepthInferer(Inferer):
     network with exchanges put in, in threads of which one runs at a time.
 
     Args:
-        windows: cuts volumes in plane, each window a stream of its own: a ``SlidingWindowInferer`` with -1 along the
-            depth axis of its window and ``mode="constant"``; None takes slices as they are. Streams are not cut.
         sw_device: where the slices run; None is the device on which they come.
         device: of the output; None is the device of the input for volumes, and that of the network for streams.
         progress: show a bar for each volume.
+        windows: cuts volumes in plane, each window a stream of its own: a ``SlidingWindowInferer`` with -1 along the
+            depth axis of its window and ``mode="constant"``; None takes slices as they are. Streams are not cut.
 
     Raises:
         TypeError: the network is no ``SliceStack``; names what it lacks. Or its output is no tensor, or there are
@@ -51,10 +51,10 @@ class StreamingDepthInferer(Inferer):
 
     def __init__(
         self,
-        windows: Inferer | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,
+        windows: Inferer | None = None,
     ) -> None:
         super().__init__()
         self.windows = windows
@@ -68,13 +68,16 @@ class StreamingDepthInferer(Inferer):
             given = ", ".join([*(type(value).__name__ for value in args), *kwargs])
             raise TypeError(f"{NAME} runs the network on slices and has no use for further arguments; got {given}")
         stack = _streamable(network)
+        check_windows(self.windows, stack, NAME, constant=False)
         volume = plain_volume(inputs, stack, NAME)
         if self.windows is None:
-            return alike(self._volumes(volume, stack), inputs)
-        return alike(self.windows(volume, lambda window: self._volumes(window, stack)), inputs)
+            return alike(self._volumes(volume, stack, self.device or volume.device), inputs)
+        # MONAI adds windows up where they are; only the whole goes elsewhere
+        joined = self.windows(volume, lambda window: self._volumes(window, stack, window.device))
+        return alike(joined if self.device is None else joined.to(self.device), inputs)
 
-    def _volumes(self, volume: Tensor, stack: Any) -> Tensor:
-        axis, device = 2 + stack.depth_axis, self.device or volume.device
+    def _volumes(self, volume: Tensor, stack: Any, device: torch.device | str) -> Tensor:
+        axis = 2 + stack.depth_axis
         output: Tensor | None = None
         for index in range(len(volume)):
             slices = volume[index : index + 1].unbind(axis)

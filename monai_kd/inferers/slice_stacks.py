@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.utils import convert_to_dst_type
+from monai.inferers import Inferer, SlidingWindowInferer
+from monai.utils import BlendMode, convert_to_dst_type, ensure_tuple_rep
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["alike", "check_exchanges", "check_norms", "plain_volume", "slice_stack", "stand_in"]
+__all__ = ["alike", "as_slice_stack", "check_exchanges", "check_norms", "check_windows", "plain_volume", "slice_stack"]
 
+_FLAT = 100.0  # sigma of gaussian weights in window lengths, from which on they are flat
 _NEEDED = ("depth_axis", "halo", "exchanges")
 
 
@@ -45,8 +47,8 @@ def _lacks(network: Any) -> list[str]:
     return [name for name in _NEEDED if not hasattr(network, name)]
 
 
-def stand_in(module: nn.Module, network: nn.Module) -> nn.Module:
-    """Let a module stand in for a network, such as its export: it is asked for slices as the network would be.
+def as_slice_stack(module: nn.Module, network: nn.Module) -> nn.Module:
+    """Let the export of a network be taken for a slice stack, if the network is one.
 
     The module gets the network's ``depth_axis``, ``halo`` and ``exchanges`` if that is a slice stack; else it stays as
     it is. Its chunks are exact then; it cannot be streamed, as nothing stops at its exchanges.
@@ -77,6 +79,35 @@ def check_norms(stack: nn.Module, user: str) -> None:
         raise ValueError(
             f"{user} would not be exact: batch norm {name!r} of {type(stack).__name__} takes its statistics from the "
             f"slices that come together; {cure}"
+        )
+
+
+def check_windows(inferer: Inferer | None, stack: Any, user: str, constant: bool) -> None:
+    """Refuse sliding windows that cut a volume along its depth; they would not be exact.
+
+    Args:
+        inferer: a ``SlidingWindowInferer``, or an inferer that has one as its ``inferer``; others pass.
+        stack: the slice stack.
+        user: who asks, for the message.
+        constant: whether the windows' weights must not vary either: MONAI's gaussian ones depend on the place in a
+            chunk.
+    """
+    while inferer is not None and not isinstance(inferer, SlidingWindowInferer):
+        inferer = getattr(inferer, "inferer", None)
+    if inferer is None:
+        return
+    sizes = ensure_tuple_rep(inferer.roi_size, 3)
+    length = sizes[stack.depth_axis]
+    if length is not None and length > 0:
+        raise ValueError(
+            f"{user} has windows of {list(sizes)}, and slices lie along axis {stack.depth_axis}: roi_size must be -1 "
+            f"there, or windows of {length} slices would see no further"
+        )
+    scale = ensure_tuple_rep(inferer.sigma_scale, 3)[stack.depth_axis]
+    if constant and inferer.mode != BlendMode.CONSTANT and scale < _FLAT:
+        raise ValueError(
+            f"{user} has windows with mode={str(inferer.mode)!r}, whose weights vary along the depth; give 'constant', "
+            "or a sigma_scale of 100 along that axis"
         )
 
 

@@ -1,5 +1,6 @@
 """Transforms that MONAI lacks."""
 
 from monai_kd.transforms.label_regions import LabelRegionsd, PrependBackgroundd, RegionsLabeld
+from monai_kd.transforms.require_slices import RequireSlicesd
 
-__all__ = ["LabelRegionsd", "PrependBackgroundd", "RegionsLabeld"]
+__all__ = ["LabelRegionsd", "PrependBackgroundd", "RegionsLabeld", "RequireSlicesd"]

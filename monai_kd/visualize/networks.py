@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from monai_kd.visualize.distillers import _difference_text
@@ -39,14 +38,32 @@ def networks_table(records: Iterable[Record], bundle: str, controls: Sequence[st
 
 
 def by_protocol(records: Iterable[Record], bundle: str, controls: Sequence[str]) -> dict[str, list[Arm]]:
-    """Return the networks of a bundle in the order of their table, by protocol; the one of most records comes first."""
-    own = [record for record in records if record["bundle"]["name"] == bundle]
-    count = Counter(record["protocol"]["name"] for record in own)
+    """Return the networks of a bundle in the order of their table, by protocol; the one of most records comes first.
+
+    Only what was scored alike stands together: the title names the section where it is not the test cases, and the
+    scoring where a protocol has several.
+    """
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        if record["bundle"]["name"] == bundle:
+            protocol = record["protocol"]
+            key = (protocol["name"], protocol["section"], protocol.get("scoring_hash") or "unknown")
+            groups.setdefault(key, []).append(record)
     found = {}
-    for name in sorted(count, key=lambda name: (-count[name], name)):
-        arms = group_arms(record for record in own if record["protocol"]["name"] == name)
-        found[name] = sorted(arms, key=lambda arm: _order(arm, controls))
+    for key in sorted(groups, key=lambda key: (-len(groups[key]), *key)):
+        several = sum(other[:2] == key[:2] for other in groups) > 1
+        arms = sorted(group_arms(groups[key]), key=lambda arm: _order(arm, controls))
+        found[_title(*key, several)] = arms
     return found
+
+
+def _title(name: str, section: str, scoring: str, several: bool) -> str:
+    parts = [
+        name,
+        *([] if section == "test" else [f"{section} section"]),
+        *([f"scoring {scoring[:8]}"] if several else []),
+    ]
+    return ", ".join(parts)
 
 
 def _protocol_markdown(name: str, arms: Sequence[Arm], controls: Sequence[str]) -> str:
@@ -101,9 +118,10 @@ def _comparison(arm: Arm, control: Arm, refused: list[str]) -> tuple[str, str]:
 
 def _notes(arms: Sequence[Arm], controls: Sequence[Arm]) -> Iterator[str]:
     yield _data_note(arms)
-    epochs = sorted({record["training"]["epochs"] for arm in arms for record in arm.records if record["training"]})
-    if epochs:
-        yield f"Epochs of training: {' or '.join(map(str, epochs))} of the same data, patches, loss and optimizer."
+    records = [record for arm in arms for record in arm.records]
+    epochs = {record["training"]["epochs"] for record in records if record["training"]}
+    if len(epochs) == len({record.get("recipe_hash") for record in records}) == 1:
+        yield f"Epochs of training: {epochs.pop()} of the same data, patches, loss and optimizer."
     cpus = sorted({cpu for arm in arms for cpu in arm.cpus})
     if cpus:
         yield f"CPU times on {'; '.join(cpus)}, float32: median over cases and records, one case at a time."

@@ -25,7 +25,7 @@ def with_one_class(phantoms: Path, folder: Path) -> Path:
 
 
 def as_brats(phantoms: Path, folder: Path) -> Path:
-    """Write each labelled phantom as a case of BraTS: four modalities, and the labels 2 (edema) and 4 (enhancing)."""
+    """Write each labelled phantom as a case of BraTS: four modalities, and the labels 1, 2 and 4 of its tumor."""
     for path in sorted((phantoms / "labelsTr").iterdir()):
         case = folder / path.name.removesuffix(".nii.gz")
         case.mkdir(parents=True)
@@ -36,5 +36,6 @@ def as_brats(phantoms: Path, folder: Path) -> Path:
             shutil.copyfile(image, case / f"{case.name}_{modality}.nii.gz")
         label = nib.load(path)
         values = np.array([0, 2, 4], dtype=np.uint8)[np.asarray(label.dataobj).astype(int)]
+        values[: values.shape[0] // 2][values[: values.shape[0] // 2] == 4] = 1  # a core that does not enhance
         nib.save(nib.Nifti1Image(values, label.affine), case / f"{case.name}_seg.nii.gz")
     return folder

@@ -38,6 +38,7 @@ FILES = {
         "inference.yaml",
         "inference_brats.yaml",
         "inference_pancreas.yaml",
+        "inference_sigmoid.yaml",
         "left_atrium.yaml",
         "metadata.json",
         "multi_gpu_train.yaml",
@@ -85,7 +86,8 @@ COMBINATIONS = [
     ("distill-dsm", ("train.yaml", "multi_gpu_train.yaml")),
     ("distill-dsm", ("inference.yaml",)),
     ("distill-dsm", ("inference.yaml", "streaming.yaml")),
-    ("distill-dsm", ("inference.yaml", "inference_brats.yaml")),
+    ("distill-dsm", ("inference.yaml", "inference_sigmoid.yaml")),
+    ("distill-dsm", ("inference.yaml", "inference_sigmoid.yaml", "inference_brats.yaml")),
     ("distill-dsm", ("inference.yaml", "inference_pancreas.yaml")),
     ("teacher", ("train.yaml",)),
     ("teacher", ("train.yaml", "evaluate.yaml")),
@@ -199,7 +201,8 @@ def test_header_says_how_long_it_takes(folder, bundle, name):
 def test_every_import_is_used_and_every_name_is_imported(folder, bundle, name):
     """Overlays that set ``imports`` replace the list, so they are judged together with the file they overlay."""
     base = "inference.yaml" if name.startswith(("inference", "streaming")) else "train.yaml"
-    names = (name,) if name == base else (base, name)
+    before = {"brats.yaml": ("sigmoid.yaml",), "inference_brats.yaml": ("inference_sigmoid.yaml",)}
+    names = (name,) if name == base else (base, *before.get(name, ()), name)
     config = merged(folder, bundle, names)
     imported = {statement.split(" as ")[-1].removeprefix("$import ").split(".")[0] for statement in config["imports"]}
     del config["imports"]
@@ -474,7 +477,7 @@ UNUSED_BY_DESIGN = {
     ("distill-dsm", ("train.yaml", "unet3d.yaml", "left_atrium.yaml")): {"chunk"},
     ("distill-dsm", ("inference.yaml", "streaming.yaml")): {"chunk"},
     # cases in place of a folder's images
-    ("distill-dsm", ("inference.yaml", "inference_brats.yaml")): {"images_dir"},
+    ("distill-dsm", ("inference.yaml", "inference_sigmoid.yaml", "inference_brats.yaml")): {"images_dir"},
     # the overlay cuts the teacher off by `distiller_def::teachers: {}`, which nothing else refers to
     ("student", ("train.yaml", "baseline.yaml")): {"teacher"},
     # the same by a distiller that has no teacher

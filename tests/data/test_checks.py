@@ -212,3 +212,16 @@ def test_a_case_is_checked_once(folder):
         split.cases(section)
     assert [len(names) for names in calls] == [6]
     assert calls[0] == sorted(case["image"].split("/")[-1][:-7] for case in labelled_cases(folder))
+
+
+def test_outputs_regions_and_class_names_must_fit_each_other():
+    names = ["background", "core", "edema"]
+    regions = {"core": [1], "edema": [1, 2]}
+    CaseCheck(1, names, out_channels=3)
+    CaseCheck(1, names, out_channels=2, regions=regions)
+    with pytest.raises(ValueError, match=r"the network has 2 outputs \(network_def::out_channels\) and class_names is"):
+        CaseCheck(1, names, out_channels=2)
+    with pytest.raises(ValueError, match=r"the network has 3 outputs .* and regions are \['core', 'edema'\]: give 2"):
+        CaseCheck(1, names, out_channels=3, regions=regions)
+    with pytest.raises(ValueError, match=r"with the regions \['edema', 'core'\] it must be the background and their"):
+        CaseCheck(1, names, out_channels=2, regions=dict(reversed(regions.items())))

@@ -389,8 +389,23 @@ def test_the_way_through_a_volume_is_part_of_the_protocol_and_not_of_the_scoring
     base, window = protocol({}), protocol(WINDOW)
     assert window["hash"] != base["hash"]
     assert window["scoring_hash"] == base["scoring_hash"]
-    for other in ({"spacing_mm": [2, 2, 2]}, {"validate::dataset": {"transform": "other"}}):
+    for other in (
+        {"spacing_mm": [2, 2, 2]},
+        {"validate::dataset": {"transform": "other"}},
+        {"regions": {"all": [1, 2]}},
+    ):
         assert protocol(other)["scoring_hash"] != base["scoring_hash"]
+        assert protocol(other)["hash"] != base["hash"]
+
+
+def test_a_window_that_follows_from_another_knob_counts_as_what_it_comes_out_as(tmp_path):
+    def protocol_hash(patch: list[int], window: Any) -> str:
+        changes = {"patch_size": patch, "roi_size": window}
+        return content(tmp_path, changes, "evaluation")["protocol"]["hash"]
+
+    followed = "$[*@patch_size[:2], -1]"
+    assert protocol_hash([8, 8, 4], followed) != protocol_hash([6, 8, 4], followed)
+    assert protocol_hash([8, 8, 4], followed) == protocol_hash([8, 8, 2], [8, 8, -1])
 
 
 def test_config_hash_tells_methods_and_seeds_apart_and_not_places(tmp_path):

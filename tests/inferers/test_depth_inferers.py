@@ -17,7 +17,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from monai_kd.inferers import AutocastInferer, ChunkedDepthInferer, StreamingDepthInferer
-from monai_kd.inferers.slice_stacks import stand_in
+from monai_kd.inferers.slice_stacks import as_slice_stack
 from monai_kd.networks.layers import DepthShift, DistillDepthShift, ResidualDepthShift
 from monai_kd.networks.nets import DSMUNet, SliceStack, insert_depth_shift
 
@@ -610,8 +610,24 @@ def test_what_stands_in_for_a_stack_of_slices_is_asked_as_it_would_be():
 
     with pytest.raises(TypeError, match="Export lacks depth_axis, halo, exchanges"):
         ChunkedDepthInferer(4)(image, Export())
-    export = stand_in(Export(), network)
+    export = as_slice_stack(Export(), network)
     assert not list(export.parameters()), "the layers stay the network's own"
     assert_equal(whole(lambda inputs: ChunkedDepthInferer(4)(inputs, export), image), whole(network, image))
     other = UNet(3, 1, 2, (4, 8), (2,))
-    assert not hasattr(stand_in(Export(), other), "halo")
+    assert not hasattr(as_slice_stack(Export(), other), "halo")
+
+
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: AutocastInferer(one)])
+def test_windows_that_cut_or_weigh_the_depth_are_refused(wrap):
+    network, image = unet(torch.float32), volume(20, dtype=torch.float32)
+    cut = SlidingWindowInferer([16, 12, 8], mode="constant")
+    weigh = SlidingWindowInferer([16, 12, -1], mode="gaussian")
+    for inferer in (ChunkedDepthInferer(4, inferer=wrap(cut)), StreamingDepthInferer(windows=wrap(cut))):
+        with pytest.raises(
+            ValueError, match=r"windows of \[16, 12, 8\], and slices lie along axis 2: roi_size must be -1"
+        ):
+            inferer(image, network)
+    with pytest.raises(
+        ValueError, match="mode='gaussian', whose weights vary along the depth; give 'constant', or a sigma"
+    ):
+        ChunkedDepthInferer(4, inferer=wrap(weigh))(image, network)

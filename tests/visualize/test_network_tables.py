@@ -14,7 +14,7 @@ from monai_kd.visualize import PairRefused, networks_figure, networks_table, pai
 BASE = ((0.80, 0.82, 0.84, 0.86), (0.82, 0.84, 0.86, 0.88), (0.81, 0.83, 0.85, 0.87))
 CONTROLS = ("baseline", "unet3d")
 PARAMETERS = {"baseline": 1_000_000, "distill_dsm": 1_200_000, "unet3d": 4_000_000, "alpha_one": 1_600_000}
-SHARE, SEEDS, AGAINST_2D = 2, 3, 9
+SHARE, SEEDS, DICE, AGAINST_2D = 2, 3, 6, 9
 
 
 def shifted(by: float, seeds: int = 3) -> list[list[float]]:
@@ -86,6 +86,26 @@ def test_each_protocol_has_a_table_and_other_bundles_none():
     assert table.index("**hippocampus**") < table.index("**left_atrium**")
     assert "| kd |" not in table
     assert networks_table(arm("kd", BASE), "distill-dsm") == "No results recorded."
+
+
+def test_sections_and_scorings_stand_apart_and_nothing_is_superseded_by_another_section():
+    validated = network("baseline", shifted(-0.1), section="validation", stamp="20261122-000000")
+    table = networks_table([*study(), *validated], "distill-dsm", CONTROLS)
+    assert "**hippocampus, validation section**" in table
+    assert rows(table.split("**hippocampus, validation section**")[0])["baseline"][DICE] == "0.8400 ± 0.0100"
+    assert "the newest evaluation" not in table
+    other = network("unet3d", BASE)
+    for record in other:
+        record["protocol"]["scoring_hash"] = "9" * 64
+    table = networks_table([*network("baseline", BASE), *other], "distill-dsm", CONTROLS)
+    assert "**hippocampus, scoring 77777777**" in table
+    assert "**hippocampus, scoring 99999999**" in table
+
+
+def test_epochs_are_said_only_where_all_were_trained_alike():
+    assert "Epochs of training: 60 of the same data" in networks_table(study(), "distill-dsm", CONTROLS)
+    records = [*network("baseline", BASE), *network("distill_dsm", shifted(0.05), recipe="8" * 64)]
+    assert "Epochs" not in networks_table(records, "distill-dsm", CONTROLS)
 
 
 def test_misses_are_counted_and_explained():

@@ -238,6 +238,10 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
         image.update(
             num_channels=channels, channel_def={str(number): f"channel {number}" for number in range(channels)}
         )
+    before, after = (config["network_def"].get("depth_axis") for config in (run.train, run.executed))
+    if before != after:  # slices lie along another axis: its length is the free one
+        shape = image["spatial_shape"]
+        shape[before], shape[after] = shape[after], shape[before]
     metadata["provenance"] = provenance(record)
     return dict(metadata)
 

@@ -201,13 +201,16 @@ def test_a_run_on_other_data_becomes_a_bundle_with_its_own_windows(bundle, data_
     names, data = ["train.yaml", "left_atrium.yaml"], data_of(["left_atrium.yaml"])
     run = tmp_path / "run"
     given = {**TINY["distill-dsm"], "dataset_dir": data, "split_file": "''", "run_dir": run, "chunk": 11}
-    bundle_run(bundle, names, tmp_path / "cwd", epochs=1, patch_size=[32, 24, 8], **given)
+    sagittal = {"patch_size": [8, 24, 32], "roi_size": [-1, 24, 32], "network_def::depth_axis": 0}
+    bundle_run(bundle, names, tmp_path / "cwd", epochs=1, **sagittal, **given)
     made = materialize_run(run, tmp_path / "atrium", bundle)
     bundle_run(made, ["inference.yaml"], tmp_path / "cwd", dataset_dir=data, output_dir=tmp_path / "out")
     assert len(segmented(tmp_path / "out")) == 2
     text = (made / "configs" / "inference.yaml").read_text()
-    assert "roi_size: [32, 24, -1]" in text
+    assert "roi_size: [-1, 24, 32]" in text
     assert "chunk: 11" in text
+    metadata = json.loads((made / "configs" / "metadata.json").read_text())
+    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == ["n", "8*(n+1)", "8*(n+1)"]
     definition = json.loads((made / "configs" / "infer.json").read_text())["network_def"]
     assert definition["out_channels"] == 2
 

@@ -11,6 +11,7 @@ from monai_kd.export.exporter import exported_dir
 from monai_kd.export.pipeline import find_images, inference_flow, quiet
 from monai_kd.export.record import recorded_export
 from monai_kd.export.runtimes import load_runtime
+from monai_kd.handlers.first_cause import first_cause
 from monai_kd.handlers.provenance import file_sha256
 
 __all__ = ["ENGINES", "predict_images"]
@@ -77,8 +78,9 @@ def predict_images(
         try:
             written += _predict_one(root, image, target, overrides)
         except Exception as error:  # any defect of one image: the others go on
-            reason = " ".join(str(error).split())[:300]
-            failed.append(f"'{image.name}' ({type(error).__name__}: {reason})")
+            cause = first_cause(error)
+            reason = " ".join(str(cause).split())[:300]
+            failed.append(f"'{image.name}' ({type(cause).__name__}: {reason})")
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {len(found)} images failed, {len(written)} files are in '{target}': {'; '.join(failed)}"

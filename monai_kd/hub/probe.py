@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,17 @@ def several_processes(config: dict[str, Any]) -> bool:
     return "init_process_group" in str(config.get("initialize", ""))
 
 
-def write_cases(folder: Path, metadata: dict[str, Any], count: int = 2) -> list[dict[str, str]]:
+def write_cases(
+    folder: Path, metadata: dict[str, Any], count: int = 2, spacing_mm: Sequence[float] = (), least: Sequence[int] = ()
+) -> list[dict[str, str]]:
     """Write small made-up NIfTI images and labels with the channels, dimensions and classes that the metadata states.
+
+    Args:
+        folder: where to.
+        metadata: the bundle's.
+        count: of cases.
+        spacing_mm: of the images, per axis; 1 mm where it says nothing or nothing above 0.
+        least: voxels that they have at least, per axis.
 
     Raises:
         NotReadable: the metadata does not state them.
@@ -64,15 +73,18 @@ def write_cases(folder: Path, metadata: dict[str, Any], count: int = 2) -> list[
     except (KeyError, TypeError, ValueError) as error:
         raise NotReadable(f"configs/metadata.json does not describe image and pred: {reason(error)}") from error
     generator = np.random.default_rng(0)
-    shape = (_SIDE,) * dimensions
+    sides = [*least, *[_SIDE] * dimensions][:dimensions]
+    shape = tuple(max(_SIDE, side) for side in sides)
+    mm = [size if size > 0 else 1.0 for size in [*spacing_mm, *[1.0] * 3][:3]]
+    affine = np.diag([*mm, 1.0])
     cases = []
     for number in range(count):
-        label = np.minimum(np.indices(shape)[0] * classes // _SIDE, classes - 1).astype(np.uint8)
+        label = np.minimum(np.indices(shape)[0] * classes // shape[0], classes - 1).astype(np.uint8)
         stored = [*shape, channels] if channels > 1 else [*shape]
         volume = generator.normal(100, 10, stored).astype(np.float32)
         case = {key: str(folder / f"made_up_{number}_{key}.nii.gz") for key in ("image", "label")}
-        nib.save(nib.Nifti1Image(volume, np.eye(4)), case["image"])
-        nib.save(nib.Nifti1Image(label, np.eye(4)), case["label"])
+        nib.save(nib.Nifti1Image(volume, affine), case["image"])
+        nib.save(nib.Nifti1Image(label, affine), case["label"])
         cases.append(case)
     return cases
 
@@ -93,7 +105,8 @@ def opened_workflow(
     kind = "infer" if names[0].startswith("inference") else "train"
     parser = ConfigParser(bundle.merged(names))
     with tempfile.TemporaryDirectory() as temporary:
-        cases = write_cases(Path(temporary), bundle.metadata)
+        own = [_numbers(parser, key) for key in ("spacing_mm", "patch_size")]
+        cases = write_cases(Path(temporary), bundle.metadata, spacing_mm=own[0], least=[int(side) for side in own[1]])
         wanted: dict[str, Any] = {
             **{key: f"{temporary}/{key}" for key in ("run_dir", "ckpt_dir", "output_dir")},
             **{f"{section}dataset::data": cases for section in ("train::", "validate::", "")},
@@ -109,6 +122,13 @@ def opened_workflow(
             **{key: value for key, value in wanted.items() if has_id(parser, key)},
         )
         yield flow
+
+
+def _numbers(parser: ConfigParser, key: str) -> list[float]:
+    """Return a list of numbers of a configuration; an empty one where it has none, or an expression."""
+    found = parser.get(key, []) if has_id(parser, key) else []
+    numbers = isinstance(found, list) and all(isinstance(value, (int, float)) for value in found)
+    return list(found) if numbers else []
 
 
 def has_id(parser: ConfigParser, config_id: str) -> bool:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["curves_figure", "method_colors", "paired_figure", "save_figure"]
 
+_STRIP = 0.35  # inches below the panels, for one row of a legend
+
 _KNOWN_COLORS = {"teacher": "#6b7280", "baseline": "#d97706", "distilled": "#2563eb"}
 _OTHER_COLORS = ("#059669", "#c026d3", "#dc2626", "#0891b2", "#7c3aed")
 _GAIN, _LOSS = "#2563eb", "#d97706"
@@ -174,7 +176,16 @@ def _legend(figure: Figure, records: Sequence[Record], colors: Mapping[str, str]
         handles.append(line([], [], color=color, linewidth=2, label=f"{method} ({n} seed{'s' if n > 1 else ''})"))
     best: dict[str, Any] = {"marker": "o", "linestyle": "", "color": "#6b7280", "markersize": 5}
     handles.append(line([], [], **best, label="weights kept"))
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
+    width, height = figure.get_size_inches()
+    columns = max(1, int(width / (0.55 + 0.085 * max(len(handle.get_label()) for handle in handles))))  # at 9 points
+    rows = -(-len(handles) // columns)
+    if rows > 1:  # the strip below the panels has room for one
+        extra = 0.19 * (rows - 1)
+        strip = _STRIP + extra
+        figure.set_size_inches(width, height + extra)
+        layout: Any = figure.get_layout_engine()
+        layout.set(rect=(0.0, strip / (height + extra), 1.0, 1.0 - strip / (height + extra)))
+    figure.legend(handles=handles, loc="lower center", ncols=min(columns, len(handles)), frameon=False, fontsize=9)
 
 
 # ---------------------------------------------------------------- case against case
@@ -219,7 +230,7 @@ def _grid(n: int, title: str, widths: Sequence[float] | None = None, height: flo
     canvas(figure)
     if title:
         figure.suptitle(title, fontsize=11)
-    strip = 0.35 / size[1] if widths is None else 0.0
+    strip = _STRIP / size[1] if widths is None else 0.0
     figure.get_layout_engine().set(rect=(0.0, strip, 1.0, 1.0 - strip), w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(rows, columns, width_ratios=widths)
     axes = [figure.add_subplot(grid[index // columns, index % columns]) for index in range(n)]

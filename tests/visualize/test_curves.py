@@ -116,3 +116,16 @@ def test_figure_is_saved_as_the_same_png(tmp_path: Path) -> None:
     one, two = (save_figure(figure, tmp_path / "new" / name, dpi=50).read_bytes() for name in ("a.png", "b.png"))
     assert one == two
     assert one.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_legend_of_many_methods_lies_within_the_figure_and_below_its_panels(count: int) -> None:
+    figure = curves_figure([make_record(f"a_method_with_a_long_name_{number}") for number in range(count)])
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    lowest = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert box.y0 >= 0
+    assert box.y1 <= lowest + 1

@@ -467,6 +467,14 @@ def test_several_processes_change_how_it_runs_and_not_what_is_learned(folder, bu
                 assert several[section][key] == value, f"{section}::{key}"
 
 
+@pytest.mark.parametrize(("bundle", "names"), [pair for pair in COMBINATIONS if pair[1][0] == "train.yaml"])
+def test_images_of_several_files_are_read_by_one_thread(folder, bundle, names):
+    """See ``test_monais_reader_of_several_files_is_not_made_for_threads``."""
+    config = merged(folder, bundle, names)
+    if "brats_cases" in str(config["split"].get("list_cases", "")):
+        assert [config[section]["dataset"]["num_workers"] for section in ("train", "validate")] == [1, 1]
+
+
 # ---- dead keys ------------------------------------------------------------------------------------------------------
 
 # ids that no other id refers to, and why they may stand there

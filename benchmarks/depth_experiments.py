@@ -28,7 +28,7 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "prostate": ("prostate.yaml",),
     "brats": ("sigmoid.yaml", "brats.yaml"),
 }
-CONTROLS = ("baseline", "unet3d")
+CONTROLS = ("baseline", "plain_dsm", "unet3d")
 ON_ALL_SEEDS = {
     "hippocampus": ("baseline", "distill_dsm", "unet3d", "plain_dsm"),
     "left_atrium": ("baseline", "distill_dsm", "unet3d"),

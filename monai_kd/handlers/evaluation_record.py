@@ -122,6 +122,8 @@ def _protocol_hash(config: Mapping[str, Any], ids: list[str], names: Sequence[st
     parts = {name: _resolved(config, name) for name in names}
     if "regions" in config:  # of labels that are no classes
         parts["regions"] = config["regions"]
+    if "intensity" in config:  # a step that stands outside of them
+        parts["intensity"] = config["intensity"]
     return config_hash({**parts, "steps": steps, "transform": transform, "cases": ids})
 
 

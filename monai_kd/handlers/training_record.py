@@ -47,7 +47,7 @@ _NOT_SCHEDULE = (
     "gradient_interval",
 )  # the split has a hash
 # What a comparison of networks may differ in besides: the network, and how it goes through a volume to be scored.
-_NETWORK_IDS = ("network_def", "network", *INFERENCE_IDS)
+_NETWORK_IDS = ("network_def", "network", "slice_axis", *INFERENCE_IDS)
 
 
 class TrainingRecord(RunRecord):

@@ -34,7 +34,7 @@ __all__ = ["materialize_run"]
 _logger = logging.getLogger("monai_kd")
 _VERSION = "0.1.0"
 # what inference.yaml takes over from train.yaml by the same name
-_SHARED_KNOBS = ("spacing_mm", "roi_size", "overlap", "chunk")
+_SHARED_KNOBS = ("spacing_mm", "roi_size", "overlap", "chunk", "intensity")
 # what inference.yaml states in its own way: an override there cannot be carried over
 _FIXED_IN_INFERENCE = ("preprocessing", "inferer", "postprocessing")
 _TEACHER = "$@bundle_root + '/models/teacher'"
@@ -213,11 +213,21 @@ def _inference(run: _Run, inference: dict[str, Any]) -> dict[str, Any]:
     values = ConfigParser(json.loads(json.dumps(executed)))
     for name in _SHARED_KNOBS:
         if name in executed and name in wanted:
-            wanted[name] = values.get_parsed_content(name)  # it may be an expression of other knobs
+            wanted[name] = _written_out(executed, values, name)
     text = json.dumps(executed["network_def"])
     if "@" in text or '"$' in text:
         raise ValueError(f"network_def of the run refers to other ids of its configuration: {text}; write it out")
     return dict(wanted)
+
+
+def _written_out(executed: dict[str, Any], values: ConfigParser, name: str) -> Any:
+    """Return what an id comes out as, which may be an expression of other ids; a component stays its definition."""
+    stated = executed[name]
+    if not isinstance(stated, dict):
+        return values.get_parsed_content(name)
+    if "@" in (text := json.dumps(stated)) or '"$' in text:
+        raise ValueError(f"{name} of the run refers to other ids of its configuration: {text}; write it out")
+    return stated
 
 
 def _metadata(run: _Run, name: str) -> dict[str, Any]:
@@ -239,9 +249,10 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
             num_channels=channels, channel_def={str(number): f"channel {number}" for number in range(channels)}
         )
     before, after = (config["network_def"].get("depth_axis") for config in (run.train, run.executed))
-    if before != after:  # slices lie along another axis: its length is the free one
-        shape = image["spatial_shape"]
-        shape[before], shape[after] = shape[after], shape[before]
+    if before != after and None not in (before, after):  # slices lie along another axis: its length is the free one
+        for end in (image, formats["outputs"]["pred"]):
+            shape = end["spatial_shape"]
+            shape[before], shape[after] = shape[after], shape[before]
     metadata["provenance"] = provenance(record)
     return dict(metadata)
 

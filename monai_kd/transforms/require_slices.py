@@ -48,6 +48,6 @@ class RequireSlicesd(MapTransform):
                     raise ValueError(
                         f"'{name}' has {size[axis]} slices along axis {axis} at the working spacing, patch_size "
                         f"{list(self.patch_size)} takes {self.patch_size[axis]}, and none is made up: give "
-                        f'--patch_size "{fewer}", or leave the case out'
+                        f'--patch_size "{fewer}", or take the case out of the data (--skip_bad_cases does not see this)'
                     )
         return dict(data)

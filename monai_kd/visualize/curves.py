@@ -19,7 +19,10 @@ __all__ = ["curves_figure", "method_colors", "paired_figure", "save_figure"]
 _STRIP = 0.35  # inches below the panels, for one row of a legend
 
 _KNOWN_COLORS = {"teacher": "#6b7280", "baseline": "#d97706", "distilled": "#2563eb"}
-_OTHER_COLORS = ("#059669", "#c026d3", "#dc2626", "#0891b2", "#7c3aed")
+_OTHER_COLORS = (
+    *("#059669", "#c026d3", "#dc2626", "#0891b2", "#7c3aed"),
+    *("#84cc16", "#78350f", "#f472b6", "#1e3a8a", "#a3a3a3"),
+)
 _GAIN, _LOSS = "#2563eb", "#d97706"
 _MOST_NAMED_CASES = 40
 

@@ -41,7 +41,7 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "depth_learning": lambda folder, _records: depth_learning_table(folder / "depth_learning.json"),
     "depth_memory": lambda folder, _records: depth_memory_table(folder / "depth_memory.json"),
     "depth_shift": lambda folder, _records: depth_shift_table(folder / "depth_shift.json"),
-    "distill_dsm": lambda _folder, records: networks_table(records, "distill-dsm", ("baseline", "unet3d")),
+    "distill_dsm": lambda _folder, records: networks_table(records, "distill-dsm", ("baseline", "plain_dsm", "unet3d")),
     "exports": lambda folder, _records: exports_table(folder / "exports.json"),
     "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),

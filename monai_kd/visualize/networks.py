@@ -120,8 +120,11 @@ def _notes(arms: Sequence[Arm], controls: Sequence[Arm]) -> Iterator[str]:
     yield _data_note(arms)
     records = [record for arm in arms for record in arm.records]
     epochs = {record["training"]["epochs"] for record in records if record["training"]}
-    if len(epochs) == len({record.get("recipe_hash") for record in records}) == 1:
+    recipes = {record.get("recipe_hash") for record in records}
+    if len(epochs) == len(recipes) == 1:
         yield f"Epochs of training: {epochs.pop()} of the same data, patches, loss and optimizer."
+    elif len(recipes) > 1:
+        yield f"These networks were trained by {len(recipes)} recipes; only those of one are compared."
     cpus = sorted({cpu for arm in arms for cpu in arm.cpus})
     if cpus:
         yield f"CPU times on {'; '.join(cpus)}, float32: median over cases and records, one case at a time."

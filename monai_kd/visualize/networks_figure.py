@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["networks_figure"]
 
 # of a palette that color-blind readers tell apart
-_NETWORK, _CONTROLS = "#0072b2", ("#d55e00", "#4b5563")
+_NETWORK, _CONTROLS = "#0072b2", ("#d55e00", "#009e73", "#4b5563")
 
 
 def networks_figure(records: Iterable[Record], bundle: str, controls: Sequence[str] = ("baseline",)) -> Figure:

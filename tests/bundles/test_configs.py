@@ -82,6 +82,7 @@ COMBINATIONS = [
     *(("distill-dsm", ("train.yaml", f"{name}.yaml")) for name in ("left_atrium", "prostate", "pancreas")),
     ("distill-dsm", ("train.yaml", "sigmoid.yaml", "brats.yaml")),
     ("distill-dsm", ("train.yaml", "unet3d.yaml", "left_atrium.yaml")),
+    ("distill-dsm", ("train.yaml", "unet3d.yaml", "sigmoid.yaml", "brats.yaml")),
     ("distill-dsm", ("train.yaml", "evaluate.yaml")),
     ("distill-dsm", ("train.yaml", "multi_gpu_train.yaml")),
     ("distill-dsm", ("inference.yaml",)),
@@ -258,11 +259,12 @@ def test_network_and_geometry_are_the_same_wherever_they_stand(folder, bundle):
     infer = json.loads((folder / bundle / "configs" / "infer.json").read_text())
     assert train["network_def"] == inference["network_def"] == infer["network_def"]
     assert list(infer) == ["bundle_root", "device", "network_def"]
-    knobs = [knob for knob in ("spacing_mm", "roi_size", "overlap", "chunk") if knob in train]
+    knobs = [knob for knob in ("spacing_mm", "roi_size", "overlap", "chunk", "intensity") if knob in train]
     assert len(knobs) >= 2
     values = ConfigParser(copy.deepcopy(train))
     for knob in knobs:
-        assert values.get_parsed_content(knob) == inference[knob], knob
+        stated = train[knob] if isinstance(train[knob], dict) else values.get_parsed_content(knob)
+        assert stated == inference[knob], knob
     inner = dict(train["validate"]["inferer"]["inferer"])
     assert inner == inference["inferer"]
 
@@ -467,12 +469,15 @@ def test_several_processes_change_how_it_runs_and_not_what_is_learned(folder, bu
                 assert several[section][key] == value, f"{section}::{key}"
 
 
-@pytest.mark.parametrize(("bundle", "names"), [pair for pair in COMBINATIONS if pair[1][0] == "train.yaml"])
-def test_images_of_several_files_are_read_by_one_thread(folder, bundle, names):
+def test_images_of_several_files_are_read_by_one_thread(folder):
     """See ``test_monais_reader_of_several_files_is_not_made_for_threads``."""
-    config = merged(folder, bundle, names)
-    if "brats_cases" in str(config["split"].get("list_cases", "")):
-        assert [config[section]["dataset"]["num_workers"] for section in ("train", "validate")] == [1, 1]
+    found = []
+    for bundle, names in [pair for pair in COMBINATIONS if pair[1][0] == "train.yaml"]:
+        config = merged(folder, bundle, names)
+        if "_cases" in str(config["split"].get("list_cases", "")):
+            assert [config[section]["dataset"]["num_workers"] for section in ("train", "validate")] == [1, 1], names
+            found.append((bundle, names[-1]))
+    assert ("distill-dsm", "brats.yaml") in found
 
 
 # ---- dead keys ------------------------------------------------------------------------------------------------------
@@ -483,6 +488,7 @@ UNUSED_BY_DESIGN = {
     # a window in place of chunks, and slice by slice
     ("distill-dsm", ("train.yaml", "unet3d.yaml")): {"chunk"},
     ("distill-dsm", ("train.yaml", "unet3d.yaml", "left_atrium.yaml")): {"chunk"},
+    ("distill-dsm", ("train.yaml", "unet3d.yaml", "sigmoid.yaml", "brats.yaml")): {"chunk"},
     ("distill-dsm", ("inference.yaml", "streaming.yaml")): {"chunk"},
     # cases in place of a folder's images
     ("distill-dsm", ("inference.yaml", "inference_sigmoid.yaml", "inference_brats.yaml")): {"images_dir"},

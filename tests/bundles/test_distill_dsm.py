@@ -14,6 +14,7 @@ import pytest
 import torch
 from commands import TINY, TINY_UNET3D, bundle_run
 from flows import first_batches, get, ready, validated
+from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from monai_kd.hub import materialize_run
@@ -102,12 +103,54 @@ def test_a_knob_of_the_network_or_of_the_way_through_a_volume_changes_logits_and
     for changed in (
         {"network_def::alpha": 1.0},
         {"network_def::exchange": "plain"},
-        {"network_def::depth_axis": 0, "roi_size": [-1, 16, 16]},
+        {"network_def::depth_axis": 0},
         {"roi_size": [24, 24, -1]},
         {"overlap": 0.6},
         {"spacing_mm": [1.0, 1.0, 1.3]},
+        {"intensity": {"_target_": "ScaleIntensityd", "keys": "image"}},
     ):
         assert abs(logits(**changed) - base) > 1e-3 * abs(base), changed
+
+
+@pytest.mark.parametrize("knob", ["rotate_range", "shear_range"])
+def test_a_knob_of_augmentation_changes_the_batches(bundle, workflow, knob):
+    def batches(**overrides: Any) -> list:
+        return first_batches(ready(workflow(bundle, ("train.yaml",), **SMALL, **overrides)), 3)
+
+    base, same, other = batches(), batches(), batches(**{knob: [0.0, 0.0, 0.0]})
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(base, same, strict=True))
+    assert any(not torch.equal(a["image"], b["image"]) for a, b in zip(base, other, strict=True))
+
+
+def test_windows_of_validation_leave_training_as_it_is(bundle, workflow):
+    batches = []
+    for roi_size in ([16, 16, -1], [24, 32, -1]):
+        batches.append(first_batches(ready(workflow(bundle, ("train.yaml",), **SMALL, roi_size=roi_size)), 2))
+    for ours, theirs in zip(*batches, strict=True):
+        assert torch.equal(ours["image"], theirs["image"])
+
+
+def test_windows_follow_the_axis_of_the_slices(bundle, workflow):
+    assert get(workflow(bundle, ("train.yaml",)), "roi_size") == [40, 56, -1]
+    assert get(workflow(bundle, ("train.yaml",), **{"network_def::depth_axis": 0}), "roi_size") == [-1, 56, 24]
+    assert get(workflow(bundle, ("train.yaml", "unet3d.yaml")), "roi_size") == [40, 56, 24]
+
+
+def test_a_network_without_these_arguments_takes_numbers(bundle, workflow):
+    """``network_def`` may be any component, such as a 2-D network with exchanges put in."""
+    network = {
+        "_target_": "monai_kd.networks.nets.insert_depth_shift",
+        "network": {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 3},
+        "depth_axis": 2,
+    }
+    network["network"]["features"] = [8, 8, 8, 8, 8, 8]
+    given = {**SMALL, "network_def": network, "in_channels": 1}
+    flow = ready(workflow(bundle, ("train.yaml",), **given, out_channels=3))
+    assert len(first_batches(flow, 1)) == 1
+    flow = workflow(bundle, ("train.yaml",), **given, out_channels=4)
+    with pytest.raises(RuntimeError) as refused:
+        ready(flow)
+    assert "the network has 4 outputs" in "".join(traceback.format_exception(refused.value))
 
 
 WRONG_ORDER = {
@@ -201,7 +244,7 @@ def test_a_run_on_other_data_becomes_a_bundle_with_its_own_windows(bundle, data_
     names, data = ["train.yaml", "left_atrium.yaml"], data_of(["left_atrium.yaml"])
     run = tmp_path / "run"
     given = {**TINY["distill-dsm"], "dataset_dir": data, "split_file": "''", "run_dir": run, "chunk": 11}
-    sagittal = {"patch_size": [8, 24, 32], "roi_size": [-1, 24, 32], "network_def::depth_axis": 0}
+    sagittal = {"patch_size": [8, 24, 32], "network_def::depth_axis": 0}
     bundle_run(bundle, names, tmp_path / "cwd", epochs=1, **sagittal, **given)
     made = materialize_run(run, tmp_path / "atrium", bundle)
     bundle_run(made, ["inference.yaml"], tmp_path / "cwd", dataset_dir=data, output_dir=tmp_path / "out")
@@ -210,9 +253,67 @@ def test_a_run_on_other_data_becomes_a_bundle_with_its_own_windows(bundle, data_
     assert "roi_size: [-1, 24, 32]" in text
     assert "chunk: 11" in text
     metadata = json.loads((made / "configs" / "metadata.json").read_text())
-    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == ["n", "8*(n+1)", "8*(n+1)"]
+    formats = metadata["network_data_format"]
+    for end in (formats["inputs"]["image"], formats["outputs"]["pred"]):
+        assert end["spatial_shape"] == ["n", "8*(n+1)", "8*(n+1)"]
     definition = json.loads((made / "configs" / "infer.json").read_text())["network_def"]
     assert definition["out_channels"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_on_ct_becomes_a_bundle_that_sees_what_the_run_saw(bundle, data_of, tmp_path):
+    names, data = ["train.yaml", "pancreas.yaml"], data_of(["pancreas.yaml"])
+    given = {**TINY["distill-dsm"], "dataset_dir": data, "split_file": "''", "run_dir": tmp_path / "run"}
+    bundle_run(bundle, names, tmp_path / "cwd", epochs=1, patch_size=[24, 24, 8], **given)
+    made = materialize_run(tmp_path / "run", tmp_path / "ct", bundle)
+    files = [str(made / "configs" / f"{name}.yaml") for name in ("train", "inference")]
+    train, inference = (ConfigParser.load_config_file(path) for path in files)
+    assert train["intensity"] == inference["intensity"]
+    assert inference["intensity"]["_target_"] == "ScaleIntensityRanged"
+    assert inference["roi_size"] == [24, 24, -1]
+    out, whole = tmp_path / "out", tmp_path / "overlay"
+    bundle_run(made, ["inference.yaml"], tmp_path / "cwd", dataset_dir=data, output_dir=out)
+    small = {**TINY["distill-dsm"], "roi_size": [24, 24, -1], "network_def::out_channels": 3}
+    files = {"ckpt_path": tmp_path / "run" / "model.pt", "dataset_dir": data, "output_dir": whole}
+    bundle_run(bundle, ["inference.yaml", "inference_pancreas.yaml"], tmp_path / "cwd", **files, **small)
+    ours, theirs = segmented(out), segmented(whole)
+    assert list(ours) == list(theirs)
+    assert len(ours) == 2
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_training_and_inference_of_other_data_agree(bundle):
+    """An overlay of inference.yaml states what the overlay of train.yaml does."""
+    for train, inference in (
+        (("train.yaml", "pancreas.yaml"), ("inference.yaml", "inference_pancreas.yaml")),
+        (("train.yaml", "sigmoid.yaml", "brats.yaml"), INFERENCE_BRATS),
+        (("train.yaml", "sigmoid.yaml"), INFERENCE_BRATS[:2]),
+    ):
+        parsers = []
+        for names in (train, inference):
+            parser = ConfigParser()
+            parser.read_config([str(bundle / "configs" / name) for name in names])
+            parsers.append(parser)
+        for knob in ("spacing_mm", "roi_size", "overlap", "intensity", "network_def"):
+            states = [_stated(parser, knob) for parser in parsers]
+            assert states[0] == states[1], (train, knob)
+
+
+INFERENCE_BRATS = ("inference.yaml", "inference_sigmoid.yaml", "inference_brats.yaml")
+
+
+def _stated(parser: ConfigParser, knob: str) -> Any:
+    value = parser[knob]
+    return value if isinstance(value, dict) else parser.get_parsed_content(knob)
+
+
+def test_inference_of_brain_tumors_needs_their_regions(bundle, data_of, tmp_path):
+    data = data_of(["brats.yaml"])
+    given = {"dataset_dir": data, "output_dir": tmp_path / "out", "load_pretrain": False, **TINY["distill-dsm"]}
+    names = [INFERENCE_BRATS[0], INFERENCE_BRATS[2]]
+    done = bundle_run(bundle, names, tmp_path / "cwd", succeed=False, **given)
+    assert "inference_brats.yaml stands behind inference_sigmoid.yaml" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 # ---- what ships -----------------------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ def depth_records(repository) -> list[dict]:
     several = {"hippocampus": ("baseline", "distill_dsm", "plain_dsm", "unet3d")}
     several["left_atrium"] = ("baseline", "distill_dsm", "unet3d")
     wanted = {(data, name, seed) for data, names in several.items() for name in names for seed in (0, 1, 2)}
-    wanted |= {("hippocampus", name, 0) for name in ("alpha_quarter", "alpha_one", "residual_dsm")}
+    variants = ("distill_dsm_alpha_quarter", "distill_dsm_alpha_one", "residual_dsm")
+    wanted |= {("hippocampus", name, 0) for name in variants}
     wanted |= {(data, name, 0) for data in ("prostate", "brats") for name in ("baseline", "distill_dsm")}
     assert {(r["protocol"]["name"], r["method"], r["seed"]) for r in found} >= wanted
     return found

@@ -103,6 +103,24 @@ def gradients(layer: nn.Module, function, features: Tensor) -> list[Tensor]:
     return [result.detach(), features.grad, *(value.grad.clone() for value in layer.parameters())]
 
 
+def sparse_conv3d(layer: DistillDepthShift, features: Tensor) -> Tensor:
+    """One 3x3x3 convolution in which each map sees one slice: the one before, the one after, or its own."""
+    width, quarter = layer.width, layer.width // 4
+    kernel = features.new_zeros(width, width, 3, 3, 3)
+    for part, place in ((slice(0, quarter), 0), (slice(quarter, 2 * quarter), 2), (slice(2 * quarter, width), 1)):
+        kernel[part, :, place] = layer.conv.weight[part]
+    mixed = nn.functional.conv3d(features[:, :width], kernel, layer.conv.bias, padding=1)
+    return torch.cat([mixed, features[:, width:]], dim=1)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_away_from_the_ends_it_is_a_sparse_3d_convolution(alpha):
+    layer, features = made(alpha=alpha).double(), volume(2, 16, 6, 5, 7, dtype=torch.float64)
+    ours, theirs = layer(features), sparse_conv3d(layer, features)
+    assert torch.allclose(ours[:, :, 1:-1], theirs[:, :, 1:-1], atol=1e-12)
+    assert not torch.allclose(ours[:, :, 0], theirs[:, :, 0]), "a bias that no neighbor sent"
+
+
 @forms
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.25])

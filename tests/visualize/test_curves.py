@@ -95,6 +95,7 @@ def test_records_without_training_are_an_error() -> None:
 
 
 def test_methods_keep_their_colors_and_others_differ() -> None:
+    assert len(set(method_colors(["teacher", "baseline", "distilled", *"abcdefgh"]).values())) == 11
     colors = method_colors(["dkd", "distilled", "cwd"])
     assert len(set(colors.values())) == 3
     assert colors["distilled"] == method_colors(["distilled"])["distilled"]

@@ -105,7 +105,9 @@ def test_sections_and_scorings_stand_apart_and_nothing_is_superseded_by_another_
 def test_epochs_are_said_only_where_all_were_trained_alike():
     assert "Epochs of training: 60 of the same data" in networks_table(study(), "distill-dsm", CONTROLS)
     records = [*network("baseline", BASE), *network("distill_dsm", shifted(0.05), recipe="8" * 64)]
-    assert "Epochs" not in networks_table(records, "distill-dsm", CONTROLS)
+    table = networks_table(records, "distill-dsm", CONTROLS)
+    assert "Epochs" not in table
+    assert "These networks were trained by 2 recipes; only those of one are compared." in table
 
 
 def test_misses_are_counted_and_explained():

@@ -72,9 +72,12 @@ def _speedup_note(sizes: Sequence[Mapping[str, Any]], which: str) -> str:
     means = {layout: _mean(sizes, which, f"ours {layout}", "speedup") for layout in _LAYOUTS}
     aim = SPEEDUP_AIMS[which]
     others = ", ".join(f"{layout} {mean:.2f}" for layout, mean in means.items() if layout != MAIN)
+    best = [max(_median(size[which][f"ours {layout}"]["speedup"]) for layout in _LAYOUTS) for size in sizes]
+    fastest = math.exp(sum(map(math.log, best)) / len(best))
     return (
         f"- {_PASSES[which].capitalize()}, geometric mean over the sizes: ours, {MAIN}, is {means[MAIN]:.2f} times as "
-        f"fast as the literal form; aim: at least {aim:g}, {_verdict(means[MAIN] >= aim)}. {others}."
+        f"fast as the literal form; aim: at least {aim:g}, {_verdict(means[MAIN] >= aim)}. {others}; in the fastest layout "
+        f"of each size {fastest:.2f}."
     )
 
 

@@ -76,8 +76,8 @@ def _speedup_note(sizes: Sequence[Mapping[str, Any]], which: str) -> str:
     fastest = math.exp(sum(map(math.log, best)) / len(best))
     return (
         f"- {_PASSES[which].capitalize()}, geometric mean over the sizes: ours, {MAIN}, is {means[MAIN]:.2f} times as "
-        f"fast as the literal form; aim: at least {aim:g}, {_verdict(means[MAIN] >= aim)}. {others}; in the fastest layout "
-        f"of each size {fastest:.2f}."
+        f"fast as the literal form; aim: at least {aim:g}, {_verdict(means[MAIN] >= aim)}. {others}; in the fastest "
+        f"layout of each size {fastest:.2f}."
     )
 
 

@@ -106,10 +106,11 @@ def draw(data: str, case: str, found: dict[str, dict[str, Any]]) -> Path:
     maps = {name: in_ras(entry["map"], label.affine) for name, entry in found.items()}
     spacing = [float(length) for length in np.linalg.norm(in_ras_affine(label), axis=0)]
     shown = in_ras(np.asarray(image[0]), image.affine)
+    what = ": each region without those inside it" if first["regions"] else ""
     return save_overlay(
         BUNDLE / "runs" / "overlays" / f"{data}-{case}.png",
         *(shown, in_ras(truth, label.affine), maps, spacing, first["classes"]),
-        title=f"{data}, {case}",
+        title=f"{data}, {case}{what}",
     )
 
 

@@ -10,7 +10,7 @@ __all__ = ["LABEL_NAMES", "MODALITY_NAMES", "case_id", "file_role"]
 
 # what a modality is called in the BraTS challenges from 2012 to 2024 and in common conversions
 MODALITY_NAMES = {
-    "t1": ("t1", "t1n"),
+    "t1": ("t1", "t1n", "t1w"),
     "t1ce": ("t1ce", "t1c", "t1gd"),
     "t2": ("t2", "t2w"),
     "flair": ("flair", "t2f"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from monai_kd.data.dataset_json import class_names as listed_class_names
 from monai_kd.data.volumes import VolumeFacts, read_volumes
 
 __all__ = ["GRID_TOLERANCE", "CaseCheck", "case_problems", "grid_shift"]
@@ -222,7 +222,7 @@ class CaseCheck:
         return {name: found for name, found in problems.items() if found}
 
     def _compare_class_names(self, folder: Path) -> None:
-        listed = _listed_class_names(folder / "dataset.json")
+        listed = listed_class_names(folder / "dataset.json")
         own = [name.casefold() for name in self.class_names]
         names = [name.casefold() for name in listed]
         if not names or names[1:] == own[1:]:  # the background has many names
@@ -253,23 +253,3 @@ def _listing(bad: dict[str, list[str]]) -> str:
     if len(bad) > _MOST_SHOWN:
         lines.append(f"  and {len(bad) - _MOST_SHOWN} more")
     return "\n".join(lines)
-
-
-def _listed_class_names(path: Path) -> list[str]:
-    """Return the names in ``labels`` by value, from the form of MSD (value: name) or nnU-Net (name: value)."""
-    if not path.is_file():
-        return []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{path}' is no valid JSON: {error}") from None
-    labels = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(labels, dict):
-        return []
-    if not all(str(value).isdigit() for value in labels):
-        if not all(isinstance(value, (int, str)) for value in labels.values()):  # regions: lists of values
-            return []
-        labels = {value: name for name, value in labels.items()}
-    if sorted(map(str, labels)) != sorted(map(str, range(len(labels)))):  # regions, gaps: nothing to compare with
-        return []
-    return [str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0]))]

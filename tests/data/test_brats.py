@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -165,3 +168,144 @@ def test_monais_reader_of_several_files_is_not_made_for_threads(tmp_path):
     reader.read(case["label"])  # another thread, with the same reader
     values, _ = reader.get_data(images)
     assert values.shape == (6, 5, 4), "one file of four"
+
+
+# ---- modalities that a case may lack --------------------------------------------------------------------------------
+
+
+def test_a_case_may_lack_an_optional_modality_and_says_so(tmp_path):
+    case = write_case(tmp_path, 2021, 1)
+    write_case(tmp_path, 2021, 2)
+    (case / f"{case.name}_t1.nii.gz").unlink()
+    without, whole = brats_cases(tmp_path, ["t1", "flair", "t1ce"], optional=["t1", "flair"])
+    assert (without["available"], whole["available"]) == ([0, 1, 1], [1, 1, 1])
+    loaded = Compose([LoadImaged(["image"]), EnsureChannelFirstd(["image"])])(without)
+    assert loaded["image"][1:, 0, 0, 0].tolist() == [4.0, 2.0]  # the first place is taken by any file
+    assert "available" not in brats_cases(tmp_path, ["flair", "t1ce"])[0]
+    assert brats_cases(tmp_path, ["t1", "flair"], labeled=False, optional=["t1"])[0]["available"] == [0, 1]
+
+
+def test_a_missing_modality_that_is_not_optional_is_named(tmp_path):
+    case = write_case(tmp_path, 2021, 1)
+    (case / f"{case.name}_t1ce.nii.gz").unlink()
+    for optional in ([], ["t1"]):
+        with pytest.raises(
+            FileNotFoundError, match=r"BraTS2021_1' lacks t1ce: no file ending in .*; it has flair, seg"
+        ):
+            brats_cases(tmp_path, ["t1", "t1ce"], optional=optional)
+    with pytest.raises(FileNotFoundError, match=r"lacks every one of the modalities \['t1ce'\]; it has flair, seg"):
+        brats_cases(tmp_path, ["t1ce"], optional=["t1ce"])
+
+
+@pytest.mark.parametrize("optional", [["dwi"], ["t2"], "t1"])
+def test_only_modalities_asked_for_can_be_optional(tmp_path, optional):
+    with pytest.raises(ValueError, match=r"optional is .*; give a list of some of the modalities \['t1', 'flair'\]"):
+        brats_cases(tmp_path, ["t1", "flair"], optional=optional)
+
+
+def test_the_check_takes_a_case_that_lacks_a_modality(tmp_path):
+    case = write_case(tmp_path, 2021, 1)
+    (case / f"{case.name}_t1.nii.gz").unlink()
+    cases = {case.name: brats_cases(tmp_path, optional=["t1"])[0]}
+    assert CaseCheck(4, ["background", "tumor"], progress=False, label_values=[0, 4])(tmp_path, cases) == {}
+
+
+# ---- one 4-D file per case ------------------------------------------------------------------------------------------
+
+TASK01 = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+STORED = ["flair", "t1", "t1ce", "t2"]
+
+
+def write_task01(folder: Path, modality: object = TASK01, channels: int = 4) -> Path:
+    """Two labelled cases of the layout of MSD Task01, and a test image; channel k is full of k + 1."""
+    volume = np.ones((6, 5, 4, channels), dtype=np.float32) * np.arange(1, channels + 1, dtype=np.float32)
+    names = [f"BRATS_{number:03d}.nii.gz" for number in (2, 1)]
+    for place, name in [("imagesTr", name) for name in names] + [("imagesTs", "BRATS_485.nii.gz")]:
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), folder / place / name)
+    (folder / "labelsTr").mkdir()
+    for name in names:
+        nib.save(nib.Nifti1Image((volume[..., 0] > 9).astype(np.uint8), np.eye(4)), folder / "labelsTr" / name)
+    content = {"training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]}
+    (folder / "dataset.json").write_text(json.dumps({**content, **({"modality": modality} if modality else {})}))
+    return folder
+
+
+@pytest.mark.parametrize("modality", [TASK01, list(TASK01.values()), ["t2f", "T1", "T1ce", "T2"]])
+def test_files_of_four_channels_are_cases_where_their_order_is_the_one_asked_for(tmp_path, modality):
+    write_task01(tmp_path, modality)
+    cases = brats_cases(tmp_path, STORED)
+    assert [case_id(case["image"]) for case in cases] == ["BRATS_001", "BRATS_002"]
+    loaded = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])(cases[0])
+    assert loaded["image"][:, 0, 0, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert loaded["label"].shape == (1, 6, 5, 4)
+
+
+def test_channels_in_another_order_are_refused_with_the_order_to_pass(tmp_path):
+    write_task01(tmp_path)
+    with pytest.raises(ValueError, match=r"dataset\.json' has the channels \['flair', 't1', 't1ce', 't2'\]") as caught:
+        brats_cases(tmp_path)
+    assert "the modalities asked for are ['t1', 't1ce', 't2', 'flair']" in str(caught.value)
+    assert "pass --modalities \"['flair','t1','t1ce','t2']\"" in str(caught.value)
+    with pytest.raises(ValueError, match="or write t1ce as files of their own"):
+        brats_cases(tmp_path, ["t1ce"], labeled=False)
+
+
+def test_channels_without_names_are_taken_in_the_order_asked_for_with_a_warning(tmp_path, caplog):
+    write_task01(tmp_path, modality=None)
+    with caplog.at_level(logging.WARNING, "monai_kd"):
+        assert len(brats_cases(tmp_path)) == 2
+    assert "taken for ['t1', 't1ce', 't2', 'flair'], in this order" in caplog.text
+
+
+def test_test_images_are_listed_without_labels_and_else_training_images(tmp_path):
+    write_task01(tmp_path)
+    assert brats_cases(tmp_path, STORED, labeled=False) == [{"image": str(tmp_path / "imagesTs" / "BRATS_485.nii.gz")}]
+    (tmp_path / "imagesTs" / "BRATS_485.nii.gz").unlink()
+    assert len(brats_cases(tmp_path, STORED, labeled=False)) == 2
+
+
+def test_a_wrong_number_of_channels_is_a_bad_case(tmp_path):
+    write_task01(tmp_path, channels=3)
+    split = CaseSplit(
+        str(tmp_path),
+        check=CaseCheck(4, ["background", "tumor"], progress=False),
+        list_cases=partial(brats_cases, modalities=STORED),
+    )
+    with pytest.raises(ValueError, match="BRATS_001: image has 3 channels, the network takes 4"):
+        split.cases("all")
+
+
+@pytest.mark.parametrize(
+    ("modality", "arguments", "message"),
+    [
+        ({"0": "CT"}, {}, r"names the modalities \['CT'\]; 'CT' is none of t1, t1n, t1w"),
+        ({"0": "T1", "2": "T2"}, {}, "must name the channels 0, 1, ... or list their names"),
+        (TASK01, {"modalities": STORED, "optional": ["t1"]}, "hold all modalities in one 4-D file"),
+    ],
+)
+def test_what_is_wrong_with_files_of_four_channels_is_named(tmp_path, modality, arguments, message):
+    write_task01(tmp_path, modality)
+    with pytest.raises(ValueError, match=message):
+        brats_cases(tmp_path, **arguments)
+
+
+# ---- files of one modality ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_files_of_one_modality_is_listed_for_inference(tmp_path):
+    for name in ("b.nii.gz", "a_t1c.nii", "a_flair.nii.gz", "a_seg.nii.gz", "._b.nii.gz", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    listed = [{"image": str(tmp_path / name)} for name in ("a_t1c.nii", "b.nii.gz")]
+    assert brats_cases(tmp_path, ["t1ce"], labeled=False) == listed
+    for arguments in ({"modalities": ["t1ce", "t2"], "labeled": False}, {"modalities": ["t1ce"]}):
+        with pytest.raises(ValueError, match=r"has no (labelled )?case"):
+            brats_cases(tmp_path, **arguments)
+
+
+def test_one_modality_of_a_folder_of_cases_has_a_channel_axis(tmp_path):
+    write_case(tmp_path, 2023, 1)
+    (case,) = brats_cases(tmp_path, ["t1ce"], labeled=False)
+    loaded = Compose([LoadImaged(["image"]), EnsureChannelFirstd(["image"])])(case)["image"]
+    assert loaded.shape == (1, 6, 5, 4)
+    assert loaded.unique().tolist() == [2.0]

@@ -5,57 +5,27 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 
+from monai_kd.data.case_problems import (
+    GRID_TOLERANCE,
+    ambiguous_labels,
+    case_problems,
+    grid_shift,
+    joined_channels,
+)
 from monai_kd.data.dataset_json import class_names as listed_class_names
-from monai_kd.data.volumes import VolumeFacts, read_volumes
+from monai_kd.data.label_meanings import check_label_meanings, compare_label_meanings
+from monai_kd.data.volumes import read_volumes
 
 __all__ = ["GRID_TOLERANCE", "CaseCheck", "case_problems", "grid_shift"]
 
 Case = Mapping[str, Any]  # paths under image (one, or a list of the channels' files) and label
 _logger = logging.getLogger("monai_kd")
 _MOST_SHOWN = 10
-GRID_TOLERANCE = 0.1  # voxels that image and label may lie apart
-
-
-def case_problems(image: VolumeFacts, label: VolumeFacts, in_channels: int, label_values: Sequence[float]) -> list[str]:
-    """Return what is wrong with a case, in words; an empty list if nothing is.
-
-    Args:
-        image, label: what the two files hold.
-        in_channels: channels that the network takes.
-        label_values: what a label may hold, e.g. 0 to the number of classes - 1.
-    """
-    unread = [(role, facts.error) for role, facts in (("image", image), ("label", label)) if facts.error]
-    if unread:
-        return [f"{role} cannot be read, it is damaged or truncated ({error})" for role, error in unread]
-    problems = []
-    if image.channels != in_channels:
-        problems.append(f"image has {image.channels} channels, the network takes {in_channels}")
-    if label.channels != 1:
-        problems.append(f"label has {label.channels} channels, a label map has 1")
-    if image.shape != label.shape:
-        problems.append(f"image has {_size(image.shape)} voxels and label {_size(label.shape)}: not the same grid")
-    elif (shift := grid_shift(image.affine, label.affine, image.shape)) > GRID_TOLERANCE:
-        problems.append(f"the affines of image and label differ, by up to {shift:.3g} voxels: not the same grid")
-    for role, facts in (("image", image), ("label", label)):
-        if facts.not_finite:
-            problems.append(f"{role} has {facts.not_finite} voxels that are NaN or infinite")
-    if outside := [value for value in label.values if value not in label_values]:
-        shown = ", ".join(f"{value:g}" for value in outside[:5]) + (", ..." if len(outside) > 5 else "")
-        problems.append(f"label has the values {shown}; the classes are {_values_text(label_values)}")
-    return problems
-
-
-def _values_text(values: Sequence[float]) -> str:
-    ordered = sorted(values)
-    whole = ordered == list(range(len(ordered)))
-    return f"0 to {len(ordered) - 1}" if whole else ", ".join(f"{value:g}" for value in ordered)
 
 
 def _check_outputs(
@@ -72,47 +42,6 @@ def _check_outputs(
             f"the network has {out_channels} outputs (network_def::out_channels) and {what} {outputs}: "
             f"give {len(outputs)} outputs, or name {out_channels}"
         )
-
-
-def joined_channels(files: Sequence[tuple[str, VolumeFacts]]) -> VolumeFacts:
-    """Return the facts of an image whose channels come from several files, given with the path of each."""
-    named = [(os.path.basename(path), facts) for path, facts in files]
-    (first_name, first), *others = named
-    for name, facts in named:
-        if facts.error:
-            return VolumeFacts(error=f"'{name}': {facts.error}")
-    for name, facts in others:
-        if facts.shape != first.shape:
-            return VolumeFacts(
-                error=f"'{name}' has {_size(facts.shape)} voxels and '{first_name}' {_size(first.shape)}; one image "
-                "needs one grid"
-            )
-        if (shift := grid_shift(facts.affine, first.affine, first.shape)) > GRID_TOLERANCE:
-            return VolumeFacts(
-                error=f"the affines of '{name}' and '{first_name}' differ, by up to {shift:.3g} voxels; one image "
-                "needs one grid"
-            )
-    channels = sum(facts.channels for _, facts in files)
-    not_finite = sum(facts.not_finite for _, facts in files)
-    return replace(first, channels=channels, not_finite=not_finite)
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def grid_shift(first: Any, second: Any, shape: Sequence[int]) -> float:
-    """How far apart two affines of one shape put a corner voxel, in voxels of the finest spacing.
-
-    Args:
-        first, second: 4 x 4, voxel to millimetres.
-        shape: voxels along the spatial axes.
-    """
-    first, second = (np.reshape(np.asarray(affine, dtype=float), (4, 4)) for affine in (first, second))
-    ends = [(0, length - 1) for length in (*shape, 1, 1)[:3]]
-    corners = np.array([(*corner, 1.0) for corner in np.stack(np.meshgrid(*ends), -1).reshape(-1, 3)])
-    shifts_mm = np.linalg.norm(corners @ (first - second).T, axis=1)
-    return float(shifts_mm.max() / np.linalg.norm(first[:3, :3], axis=0).min())
 
 
 class CaseCheck:
@@ -132,9 +61,16 @@ class CaseCheck:
         out_channels: of the network, if known; one per class, or one per region.
         regions: name to label values of overlapping regions, which the outputs are then; ``class_names`` must be the
             background and their names.
+        exclusive_values: groups of which one label may hold at most one value. ``[[3, 4]]`` for BraTS, whose enhancing
+            tumor is 4, and 3 from 2023 on: labels with both are of 2012 to 2016 or 2024, where one is another tissue.
+            Where one label has both, those with one of them are refused too.
+        label_meanings: name of a brain tumor's tissue to its label values, ``{"necrotic_core": [1], "edema": [2],
+            "enhancing_tumor": [3, 4]}``. Then ``label_values`` are 0 and these unless given, and the names in
+            ``dataset.json`` are compared with these and not with the class names: MSD has 1 and 2 the other way round.
 
     Raises:
-        ValueError: outputs, regions and class names do not fit each other.
+        ValueError: outputs, regions and class names do not fit each other, or ``label_meanings`` gives an unknown name,
+            or a value twice.
     """
 
     def __init__(
@@ -146,6 +82,8 @@ class CaseCheck:
         label_values: Sequence[float] | None = None,
         out_channels: int | None = None,
         regions: Mapping[str, Sequence[float]] | None = None,
+        exclusive_values: Sequence[Sequence[float]] = (),
+        label_meanings: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         if not isinstance(skip_bad_cases, bool):
             raise TypeError(f"skip_bad_cases is {skip_bad_cases!r}; it must be True or False")
@@ -154,7 +92,13 @@ class CaseCheck:
         self.class_names = list(class_names)
         self.skip_bad_cases = skip_bad_cases
         self.progress = progress
-        self.label_values = list(range(len(self.class_names)) if label_values is None else label_values)
+        self.exclusive_values = [list(group) for group in exclusive_values]
+        self.label_meanings = None if label_meanings is None else dict(label_meanings)
+        default: list[float] = list(range(len(self.class_names)))
+        if label_meanings is not None:
+            check_label_meanings(label_meanings)
+            default = [0, *(value for values in label_meanings.values() for value in values)]
+        self.label_values = default if label_values is None else list(label_values)
         self._passed: set[tuple[str, ...]] = set()  # files of image and label
 
     def __call__(self, dataset_dir: str | os.PathLike[str], cases: Mapping[str, Case]) -> dict[str, list[str]]:
@@ -166,7 +110,7 @@ class CaseCheck:
 
         Raises:
             ValueError: there are bad cases and ``skip_bad_cases`` is False, or ``dataset.json`` has the classes in
-                another order.
+                another order, or other meanings of the labels.
         """
         bad = self._bad(dataset_dir, cases)
         if bad and not self.skip_bad_cases:
@@ -195,7 +139,10 @@ class CaseCheck:
 
     def _bad(self, dataset_dir: str | os.PathLike[str], cases: Mapping[str, Case]) -> dict[str, list[str]]:
         """The problems of every bad case; of several processes the first one reads."""
-        self._compare_class_names(Path(dataset_dir))
+        if self.label_meanings is None:
+            self._compare_class_names(Path(dataset_dir))
+        else:
+            compare_label_meanings(Path(dataset_dir) / "dataset.json", self.label_meanings)
         found: list[Any] = [None]
         several = dist.is_available() and dist.is_initialized()
         if not several or dist.get_rank() == 0:
@@ -213,12 +160,15 @@ class CaseCheck:
             [paths[-1] for paths in files.values()],
         )
         facts = read_volumes(dataset_dir, images, labels, self.progress)
-        problems = {}
+        problems: dict[str, list[str]] = {}
         for name, (*parts, label) in files.items():
             image = facts[parts[0]]
             if len(parts) > 1:
                 image = joined_channels([(part, facts[part]) for part in parts])
             problems[name] = case_problems(image, facts[label], self.in_channels, self.label_values)
+        label_facts = {name: facts[paths[-1]] for name, paths in files.items()}
+        for name, ambiguous in ambiguous_labels(label_facts, self.exclusive_values).items():
+            problems[name] += ambiguous
         return {name: found for name, found in problems.items() if found}
 
     def _compare_class_names(self, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Embedded demo data, case lists and splits."""
 
 from monai_kd.data.brats import brats_cases
+from monai_kd.data.brats_phantoms import brats_phantom_case, make_brats_phantoms
 from monai_kd.data.case_names import case_id
 from monai_kd.data.checks import CaseCheck, case_problems
 from monai_kd.data.phantoms import make_phantoms, phantom_case
@@ -12,11 +13,13 @@ __all__ = [
     "CaseSplit",
     "VolumeFacts",
     "brats_cases",
+    "brats_phantom_case",
     "case_id",
     "case_problems",
     "default_dataset_dir",
     "default_split_file",
     "labelled_cases",
+    "make_brats_phantoms",
     "make_phantoms",
     "phantom_case",
     "read_volumes",

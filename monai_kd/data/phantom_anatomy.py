@@ -155,7 +155,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(0.5 * x)  # tanh: exp would overflow far from a border
 
 
-def ellipsoid(frame: np.ndarray, center: np.ndarray, radii_mm: Sequence[float]) -> np.ndarray:
+def ellipsoid(frame: np.ndarray, center: Sequence[float] | np.ndarray, radii_mm: Sequence[float]) -> np.ndarray:
     """Share of an ellipsoid in each voxel."""
     offsets = [(x - c) / r for x, c, r in zip(frame, center, radii_mm, strict=True)]
     return sigmoid((1.0 - np.sqrt(sum(x**2 for x in offsets))) * min(radii_mm) / 0.5)
@@ -168,14 +168,19 @@ def rotation(axis: Sequence[float] | np.ndarray, angle: float) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * cross @ cross
 
 
-def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], scale_mm: Sequence[float]) -> np.ndarray:
+def smooth_field(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    scale_mm: Sequence[float],
+    field_of_view_mm: Sequence[float] = FIELD_OF_VIEW_MM,
+) -> np.ndarray:
     """A smooth Gaussian random field, mean 0 and variance 1 at every voxel, features of about ``scale_mm``.
 
     A sum of Gaussian bumps on a lattice. The lattice depends on the field of view, not on the grid, so another
     ``spatial_size`` samples the same field.
     """
     bases = []
-    for size, extent_mm, scale in zip(shape, FIELD_OF_VIEW_MM, scale_mm, strict=True):
+    for size, extent_mm, scale in zip(shape, field_of_view_mm, scale_mm, strict=True):
         knots = np.arange(-2.0 * scale, extent_mm + 2.0 * scale, scale)
         positions = (np.arange(size) + 0.5) / size * extent_mm
         basis = np.exp(-0.5 * ((positions[:, None] - knots) / (0.8 * scale)) ** 2)

@@ -134,8 +134,8 @@ def make_phantoms(
         FileExistsError: ``output_dir`` is a file, or holds something that this function did not write.
     """
     output_dir = Path(output_dir)
-    _check_count("num_train", num_train, 1, FIRST_TEST_INDEX)
-    _check_count("num_test", num_test, 0, FIRST_TEST_INDEX)
+    check_count("num_train", num_train, 1, FIRST_TEST_INDEX)
+    check_count("num_test", num_test, 0, FIRST_TEST_INDEX)
     _check_case_options(seed, 0, modalities, spatial_size, axis_codes)
     options: dict[str, Any] = {
         "seed": int(seed),
@@ -150,9 +150,9 @@ def make_phantoms(
         case = phantom_case(index=index, **options)
         image_dir = "imagesTr" if index < FIRST_TEST_INDEX else "imagesTs"
         stored = case.image[0] if len(modalities) == 1 else np.moveaxis(case.image, 0, -1)
-        _write_nifti(output_dir / image_dir / _file_name(index), stored, case.affine)
+        write_nifti(output_dir / image_dir / _file_name(index), stored, case.affine)
         if index < FIRST_TEST_INDEX:
-            _write_nifti(output_dir / "labelsTr" / _file_name(index), case.label, case.affine)
+            write_nifti(output_dir / "labelsTr" / _file_name(index), case.label, case.affine)
     _write_dataset_json(output_dir, train_indices, test_indices, options)
     return output_dir
 
@@ -198,7 +198,7 @@ def _file_name(index: int) -> str:
     return f"phantom_{index:03d}.nii.gz"
 
 
-def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     """Write a gzipped NIfTI whose bytes depend on the content only (no time stamp, no file name)."""
     volume = nib.Nifti1Image(array, affine)
     volume.set_qform(affine, code=1)
@@ -258,7 +258,7 @@ def _write_dataset_json(output_dir: Path, train_indices: list[int], test_indices
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _check_count(name: str, value: int, low: int, high: int | None = None) -> None:
+def check_count(name: str, value: int, low: int, high: int | None = None) -> None:
     allowed = f">= {low}" if high is None else f"from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name} must be a whole number {allowed}; got {value!r}")
@@ -269,8 +269,8 @@ def _check_count(name: str, value: int, low: int, high: int | None = None) -> No
 def _check_case_options(
     seed: int, index: int, modalities: Sequence[str], spatial_size: Sequence[int], axis_codes: Sequence[str]
 ) -> None:
-    _check_count("seed", seed, 0)
-    _check_count("index", index, 0)
+    check_count("seed", seed, 0)
+    check_count("index", index, 0)
     _check_names("modalities", modalities, tuple(CONTRAST), f"known: {', '.join(CONTRAST)}")
     if len(set(modalities)) < len(modalities):
         raise ValueError(f"modalities must not repeat; got {modalities!r}")
@@ -278,7 +278,7 @@ def _check_case_options(
     if isinstance(spatial_size, str) or not isinstance(spatial_size, Sequence) or len(spatial_size) != 3:
         raise ValueError(f"spatial_size must be three whole numbers >= {MIN_SPATIAL_SIZE}; got {spatial_size!r}")
     for axis, size in enumerate(spatial_size):
-        _check_count(f"spatial_size[{axis}]", size, MIN_SPATIAL_SIZE)
+        check_count(f"spatial_size[{axis}]", size, MIN_SPATIAL_SIZE)
 
 
 def _check_names(argument: str, names: Sequence[str], known: tuple[str, ...], known_text: str) -> None:

@@ -4,6 +4,7 @@ from monai_kd.data.brats import brats_cases
 from monai_kd.data.brats_phantoms import brats_phantom_case, make_brats_phantoms
 from monai_kd.data.case_names import case_id
 from monai_kd.data.checks import CaseCheck, case_problems
+from monai_kd.data.patients import patients_of, read_name_mapping
 from monai_kd.data.phantoms import make_phantoms, phantom_case
 from monai_kd.data.splits import CaseSplit, default_dataset_dir, default_split_file, labelled_cases
 from monai_kd.data.volumes import VolumeFacts, read_volumes, volume_facts
@@ -21,7 +22,9 @@ __all__ = [
     "labelled_cases",
     "make_brats_phantoms",
     "make_phantoms",
+    "patients_of",
     "phantom_case",
+    "read_name_mapping",
     "read_volumes",
     "volume_facts",
 ]

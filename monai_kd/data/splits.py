@@ -14,6 +14,7 @@ from typing import Any
 from monai.data import load_decathlon_datalist
 
 from monai_kd.data.case_names import case_id
+from monai_kd.data.patients import case_patients, shared_patients
 
 __all__ = [
     "SECTIONS",
@@ -122,11 +123,15 @@ class CaseSplit:
             (:class:`~monai_kd.data.CaseCheck`). Sections are drawn first, so the other cases keep theirs.
         list_cases: lists the labelled cases of a folder of another layout, e.g. :func:`~monai_kd.data.brats_cases`; its
             images may be lists of files. None takes :func:`~monai_kd.data.labelled_cases`.
+        name_mapping: path of a table that says which case ids are one patient's
+            (:func:`~monai_kd.data.read_name_mapping`), for folders that hold cases of several years; ``""`` is none. A
+            drawn split keeps a patient in one section.
 
     Raises:
-        FileNotFoundError: at first use, folder or split file missing.
-        ValueError: at first use, a case of the split file is not in the folder, a case is in two sections, fewer than 3
-            labelled cases are to be split, or ``check`` leaves a section empty.
+        FileNotFoundError: at first use, folder, split file or table missing.
+        ValueError: at first use, a case of the split file is not in the folder, a case or a patient is in two sections,
+            fewer than 3 labelled cases or patients are to be split, the table names none of the cases, or ``check``
+            leaves a section empty.
     """
 
     def __init__(
@@ -137,6 +142,7 @@ class CaseSplit:
         fractions: Sequence[float] = (0.1, 0.2),
         check: Callable[[str, dict[str, Case]], dict[str, list[str]]] | None = None,
         list_cases: Callable[[str], list[Case]] | None = None,
+        name_mapping: str = "",
     ) -> None:
         self.dataset_dir = dataset_dir
         self.split_file = split_file
@@ -144,6 +150,7 @@ class CaseSplit:
         self.fractions = tuple(fractions)
         self.check = check
         self.list_cases = list_cases
+        self.name_mapping = name_mapping
         self.skipped: dict[str, list[str]] = {}
         self._checked: set[str] = set()
         self._by_id: dict[str, Case] | None = None
@@ -210,16 +217,31 @@ class CaseSplit:
         doubled = sorted({name for name in listed if listed.count(name) > 1})
         if doubled:
             raise ValueError(f"split_file '{path}' names {doubled[:5]} more than once; sections may not overlap")
+        if shared := shared_patients(ids, case_patients(self._cases_by_id(), self.name_mapping)):
+            raise ValueError(
+                f"split_file '{path}' has {len(shared)} patients in several sections, the first as {shared[0]}; all "
+                "cases of a patient belong into one"
+            )
         return ids
 
     def _draw_split(self) -> dict[str, list[str]]:
         names = list(self._cases_by_id())
-        if len(names) < len(SECTIONS):
+        patients = case_patients(names, self.name_mapping)
+        if (num_patients := len(set(patients.values()))) < len(SECTIONS):
+            of_patients = f" of {num_patients} patients" if num_patients < len(names) else ""
             raise ValueError(
-                f"'{self.dataset_dir}' holds {len(names)} labelled cases; train, validation and test need at least 3"
+                f"'{self.dataset_dir}' holds {len(names)} labelled cases{of_patients}; train, validation and test need "
+                "at least 3"
             )
         random.Random(self.seed).shuffle(names)
         num_validation, num_test = (max(1, round(fraction * len(names))) for fraction in self.fractions)
-        validation, test = names[:num_validation], names[num_validation : num_validation + num_test]
-        train = names[num_validation + num_test :]
-        return {"train": sorted(train), "validation": sorted(validation), "test": sorted(test)}
+        sections: dict[str, list[str]] = {section: [] for section in SECTIONS}
+        for patient in dict.fromkeys(patients[name] for name in names):
+            held = [name for name in names if patients[name] == patient]
+            if len(sections["validation"]) < num_validation:
+                sections["validation"] += held
+            else:
+                sections["test" if len(sections["test"]) < num_test else "train"] += held
+        if not sections["train"]:
+            raise ValueError(f"fractions {self.fractions} of the cases of '{self.dataset_dir}' leave none to train on")
+        return {section: sorted(held) for section, held in sections.items()}

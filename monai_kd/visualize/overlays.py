@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from monai_kd.visualize.panels import (
+    BACKGROUND,
+    CLASS_COLORS,
+    PLANE_OF_AXIS,
+    TEXT,
+    Plane,
+    dice_score,
+    dice_text,
+    fill,
+    gray_limits,
+    outline,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,39 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plane", "dice_score", "overlay_figure", "save_overlay", "telling_planes"]
 
-CLASS_COLORS = ("#4cc9f0", "#a3e635", "#f4a6d7", "#fff3b0", "#b8a9ff", "#ffffff")
 MISSED, EXTRA, CONFUSED = "#ff2d55", "#ff9f0a", "#bf5af2"
-_BACKGROUND, _TEXT = "#101214", "#e8eaed"
-_PLANE_OF_AXIS = ("sagittal", "coronal", "axial")
 _SHORTEST_SIDE = 8  # voxels; a plane with a shorter side (2 to 7 slices) shows nothing
-
-
-@dataclass(frozen=True)
-class Plane:
-    """One slice: ``index`` along ``axis`` (None for a 2-D image), cropped in the plane to ``window``."""
-
-    name: str
-    axis: int | None
-    index: int
-    window: tuple[slice, slice]
-    spacing_mm: tuple[float, float]
-
-    def cut(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """Return the slice as an image: rows from top to bottom, columns from left to right."""
-        if self.axis is None:
-            return volume[self.window].T
-        return np.take(volume, self.index, axis=self.axis)[self.window].T[::-1]
-
-    @property
-    def title(self) -> str:
-        """E.g. ``axial, slice 17``; nothing for a 2-D image."""
-        return "" if self.axis is None else f"{self.name}, slice {self.index}"
-
-    @property
-    def size_mm(self) -> tuple[float, float]:
-        """Width and height of the window."""
-        width, height = (s * (w.stop - w.start) for s, w in zip(self.spacing_mm, self.window, strict=True))
-        return width, height
 
 
 def overlay_figure(
@@ -82,13 +63,13 @@ def overlay_figure(
     planes = telling_planes(maps["label"], [maps[name] for name in predictions], spacing)
     heads = [_column_head(name, mask, maps["label"], names) for name, mask in maps.items()]
     figure, axes = _grid(planes, heads, title)
-    limits = _gray_limits(image_array)
+    limits = gray_limits(image_array)
     for row, plane in enumerate(planes):
         for panel, mask in zip(axes[row], maps.values(), strict=True):
             _draw_panel(panel, plane, image_array, mask, maps["label"], limits, names)
-        axes[row][0].set_ylabel(plane.title, color=_TEXT, fontsize=9)
+        axes[row][0].set_ylabel(plane.title, color=TEXT, fontsize=9)
     for panel, head in zip(axes[0], heads, strict=True):
-        panel.set_title(head, color=_TEXT, fontsize=9, pad=5)
+        panel.set_title(head, color=TEXT, fontsize=9, pad=5)
     _legend(figure, names)
     return figure
 
@@ -111,13 +92,6 @@ def save_overlay(
     return path
 
 
-def dice_score(prediction: NDArray[Any], label: NDArray[Any], value: int) -> float | None:
-    """Dice of one class, 0 to 1; None where the class is in neither map."""
-    predicted, true = prediction == value, label == value
-    total = int(predicted.sum()) + int(true.sum())
-    return 2.0 * int((predicted & true).sum()) / total if total else None
-
-
 def telling_planes(
     label: NDArray[Any], predictions: Sequence[NDArray[Any]], spacing_mm: Sequence[float]
 ) -> list[Plane]:
@@ -138,7 +112,7 @@ def telling_planes(
             continue
         score = _relative((label != 0).sum(axis=(x, y))) + _relative(wrong.sum(axis=(x, y)))
         window, spacing = (windows[x], windows[y]), (spacing_mm[x], spacing_mm[y])
-        planes.append(Plane(_PLANE_OF_AXIS[axis], axis, int(np.argmax(score)), window, spacing))
+        planes.append(Plane(PLANE_OF_AXIS[axis], axis, int(np.argmax(score)), window, spacing))
     return planes
 
 
@@ -184,11 +158,6 @@ def _checked(
     return image_array, maps
 
 
-def _gray_limits(image: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.percentile(image, [0.5, 99.5])
-    return float(low), float(high if high > low else low + 1.0)
-
-
 # ---------------------------------------------------------------- drawing
 
 
@@ -204,7 +173,7 @@ def _grid(planes: Sequence[Plane], heads: Sequence[str], title: str) -> tuple[Fi
     top = 0.15 + 0.15 * max(head.count("\n") + 1 for head in heads) + (0.3 if title else 0.0)
     bottom = 0.42
     width, height = panel * n_columns + 0.4, sum(heights) + top + bottom + 0.08 * len(planes)
-    figure = figure_class(figsize=(width, height), facecolor=_BACKGROUND)
+    figure = figure_class(figsize=(width, height), facecolor=BACKGROUND)
     canvas(figure)
     grid = figure.add_gridspec(
         *(len(planes), n_columns),
@@ -212,7 +181,7 @@ def _grid(planes: Sequence[Plane], heads: Sequence[str], title: str) -> tuple[Fi
         **{"left": 0.32 / width, "right": 1 - 0.08 / width, "top": 1 - top / height, "bottom": bottom / height},
     )
     if title:
-        figure.suptitle(title, color=_TEXT, fontsize=11, x=0.5, y=1 - 0.1 / height, va="top")
+        figure.suptitle(title, color=TEXT, fontsize=11, x=0.5, y=1 - 0.1 / height, va="top")
     axes = [[figure.add_subplot(grid[r, c]) for c in range(n_columns)] for r in range(len(planes))]
     return figure, axes
 
@@ -237,15 +206,15 @@ def _draw_panel(
     for index, value in enumerate(names):
         color = CLASS_COLORS[index % len(CLASS_COLORS)]
         if thin or mask is label:
-            _fill(axes, (shown == value) & (true == value), color, extent, alpha=0.9 if thin else 0.35)
+            fill(axes, (shown == value) & (true == value), color, extent, alpha=0.9 if thin else 0.35)
         if not thin:
-            _outline(axes, shown == value, color, extent)
-    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect="equal", facecolor=_BACKGROUND)
+            outline(axes, shown == value, color, extent)
+    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect="equal", facecolor=BACKGROUND)
     axes.spines[:].set_visible(False)
     if mask is not label and plane.axis is not None:
-        box = {"facecolor": _BACKGROUND, "alpha": 0.65, "edgecolor": "none", "pad": 1.5}
-        text = "slice Dice " + _dice_text(_mean_dice(shown, true, names))
-        axes.text(0.03, 0.03, text, transform=axes.transAxes, color=_TEXT, fontsize=7.5, va="bottom", bbox=box)
+        box = {"facecolor": BACKGROUND, "alpha": 0.65, "edgecolor": "none", "pad": 1.5}
+        text = "slice Dice " + dice_text(_mean_dice(shown, true, names))
+        axes.text(0.03, 0.03, text, transform=axes.transAxes, color=TEXT, fontsize=7.5, va="bottom", bbox=box)
 
 
 def _is_thin(label: NDArray[np.int64], axes: Axes, least_points: float = 4.0) -> bool:
@@ -271,37 +240,12 @@ def _error_colors(shown: NDArray[np.int64], true: NDArray[np.int64], alpha: floa
     return colors
 
 
-def _outline(axes: Axes, mask: NDArray[np.bool_], color: str, extent: tuple[float, float, float, float]) -> None:
-    x, y, padded = _contour_grid(mask, extent)
-    if mask.any():
-        axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=1.4)
-
-
-def _fill(
-    axes: Axes, mask: NDArray[np.bool_], color: str, extent: tuple[float, float, float, float], alpha: float
-) -> None:
-    x, y, padded = _contour_grid(mask, extent)
-    if mask.any():
-        axes.contourf(x, y, padded, levels=[0.5, 1.5], colors=[color], alpha=alpha)
-
-
-def _contour_grid(
-    mask: NDArray[np.bool_], extent: tuple[float, float, float, float]
-) -> tuple[Any, Any, NDArray[np.float64]]:
-    """Voxel centers in mm and the mask, padded so that contours close at the window's border."""
-    _, width, height, _ = extent
-    rows, columns = mask.shape
-    x = (np.arange(-1, columns + 1) + 0.5) * width / columns
-    y = (np.arange(-1, rows + 1) + 0.5) * height / rows
-    return x, y, np.pad(mask.astype(np.float64), 1)
-
-
 def _column_head(name: str, mask: NDArray[np.int64], label: NDArray[np.int64], names: Mapping[int, str]) -> str:
     """The column's name and the Dice of the whole case; each class on its own line where one line is too short."""
     if mask is label:
         return "label"
-    head = f"{name}: Dice {_dice_text(_mean_dice(mask, label, names))}"
-    scores = [f"{class_name} {_dice_text(dice_score(mask, label, value))}" for value, class_name in names.items()]
+    head = f"{name}: Dice {dice_text(_mean_dice(mask, label, names))}"
+    scores = [f"{class_name} {dice_text(dice_score(mask, label, value))}" for value, class_name in names.items()]
     if not 1 < len(scores) <= 4:
         return head
     line = ", ".join(scores)
@@ -313,14 +257,10 @@ def _mean_dice(mask: NDArray[np.int64], label: NDArray[np.int64], names: Mapping
     return float(np.mean(scores)) if scores else None
 
 
-def _dice_text(score: float | None) -> str:
-    return "-" if score is None else f"{score:.3f}"
-
-
 def _legend(figure: Figure, names: Mapping[int, str]) -> None:
     handles = list(_legend_handles(names))
     figure.legend(
-        handles=handles, loc="lower center", ncols=min(len(handles), 8), frameon=False, labelcolor=_TEXT, fontsize=8.5
+        handles=handles, loc="lower center", ncols=min(len(handles), 8), frameon=False, labelcolor=TEXT, fontsize=8.5
     )
 
 

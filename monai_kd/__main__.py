@@ -210,6 +210,53 @@ def compare(bundle: str, a: str, b: str, dataset_dir: str, split_file: str = "",
     print(compare_cases(bundle, a, b, dataset_dir, split_file or None, section or None).table())
 
 
+def view(
+    pred: str,
+    out: str,
+    image: str,
+    label: str = "",
+    bundle_root: str = "",
+    class_names: list[str] | dict[int, str] | None = None,
+    regions: dict[str, list[int]] | None = None,
+    channel: int | str = 0,
+    point: list[float] | None = None,
+    axis: str = "axial",
+    fps: float = 10.0,
+    gif_size: int = 480,
+    smoothing: int = 30,
+    page_triangles: int = 150_000,
+    overwrite: bool = False,
+) -> None:
+    """Show predictions in 3-D: a page to turn them, slices, a GIF through the volume, STL and GLB surfaces.
+
+    Args:
+        pred: a label map, or a folder of them as inference writes it, <image>_seg.nii.gz; each gets a folder in OUT.
+        out: folder to write; it appears whole or not at all.
+        image: the image, or the folder of images (MSD layout, or BraTS with one folder per case), on the same grid.
+        label: the truth, or its folder; empty shows predictions alone.
+        bundle_root: bundle whose metadata.json names the classes.
+        class_names: in its place, names of the values 1, 2, ... "['anterior','posterior']" or "{1:'core',4:'rim'}".
+        regions: in its place, regions that may overlap, "{'whole_tumor':[1,2,3],'core':[1,3]}".
+        channel: of a 4-D image, from 0; or a modality of BraTS: t1, t1ce, t2, flair.
+        point: where the slices meet, "[x,y,z]" in RAS+ millimeters; empty takes those that show most.
+        axis: of the GIF: axial, coronal or sagittal.
+        fps: frames of the GIF a second.
+        gif_size: its longest side in pixels.
+        smoothing: rounds of smoothing of the surfaces; 0 shows voxels.
+        page_triangles: triangles in the page at most; STL and GLB have all.
+        overwrite: True replaces an older output in OUT.
+    """
+    from monai_kd.visualize.viewer import ViewerSettings, write_viewer
+
+    settings = ViewerSettings(point, axis, fps, gif_size, smoothing, page_triangles)
+    names = (bundle_root or None, class_names, regions)
+    for shown in write_viewer(pred, out, image, label or None, *names, channel, settings, overwrite):
+        scores = [
+            f"{item['name']} {item['dice']:.3f}" for item in shown.record["structures"] if item.get("dice") is not None
+        ]
+        print(f"written: {shown.folder}{', Dice ' + ', '.join(scores) if scores else ''}")
+
+
 def sync(bundles_dir: str = "bundles", check: bool = False) -> None:
     """Bring shared blocks, infer.json and checksums of bundles in line with bundles/_shared, inference.yaml, weights.
 
@@ -283,6 +330,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     export,
     predict,
     compare,
+    view,
     sync,
     tables,
     taps,

@@ -1,34 +1,56 @@
-"""Tables, figures and the report of finished runs. Matplotlib is needed, and imported, only when a figure is drawn."""
+"""Tables, figures and the report of finished runs; the viewer of predictions. What draws is imported only when used."""
 
 from monai_kd.visualize.curves import curves_figure, paired_figure, save_figure
 from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.distillers_figure import distillers_figure
 from monai_kd.visualize.documents import write_tables
+from monai_kd.visualize.meshes import structure_mesh, write_scene, write_stl
 from monai_kd.visualize.networks import networks_table
 from monai_kd.visualize.networks_figure import networks_figure
 from monai_kd.visualize.overlays import overlay_figure, save_overlay
 from monai_kd.visualize.records import load_records
 from monai_kd.visualize.report import write_report
 from monai_kd.visualize.statistics import PairedDifference, PairRefused, bootstrap_interval, paired_difference
+from monai_kd.visualize.structures import Structure, bundle_classes, named_structures
 from monai_kd.visualize.tables import result_groups, results_table
+from monai_kd.visualize.viewer import View, ViewerSettings, write_viewer
+from monai_kd.visualize.viewer_case import ViewerCase, read_case
+from monai_kd.visualize.volume_gif import save_gif
+from monai_kd.visualize.volume_page import write_page
+from monai_kd.visualize.volume_slices import save_slices, slices_figure
 
 __all__ = [
     "PairRefused",
     "PairedDifference",
+    "Structure",
+    "View",
+    "ViewerCase",
+    "ViewerSettings",
     "bootstrap_interval",
+    "bundle_classes",
     "curves_figure",
     "distillers_figure",
     "distillers_table",
     "load_records",
+    "named_structures",
     "networks_figure",
     "networks_table",
     "overlay_figure",
     "paired_difference",
     "paired_figure",
+    "read_case",
     "result_groups",
     "results_table",
     "save_figure",
+    "save_gif",
     "save_overlay",
+    "save_slices",
+    "slices_figure",
+    "structure_mesh",
+    "write_page",
     "write_report",
+    "write_scene",
+    "write_stl",
     "write_tables",
+    "write_viewer",
 ]

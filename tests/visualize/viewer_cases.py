@@ -26,6 +26,7 @@ def blocks() -> tuple[np.ndarray, np.ndarray]:
 def gray() -> np.ndarray:
     image = np.full(SHAPE, 100.0, dtype=np.float32)
     image[6:14, 4:8, 4:8] = 200.0
+    image[0, 0, 0] = 0.0  # air, or the gray of the box would be taken for it
     return image
 
 

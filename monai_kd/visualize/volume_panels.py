@@ -55,8 +55,8 @@ def chosen_voxel(case: ViewerCase, point_mm: Sequence[float] | None = None) -> t
         areas = _areas(case)
         i, j, k = (int(np.argmax(area)) if area.any() else len(area) // 2 for area in areas)
         return i, j, k
-    if len(point_mm) != 3:
-        raise ValueError(f"point is {list(point_mm)}; it must be three numbers, RAS+ millimeters")
+    if not isinstance(point_mm, Sequence) or len(point_mm) != 3:
+        raise ValueError(f"point is {point_mm}; it must be three numbers, RAS+ millimeters")
     place = np.linalg.solve(case.affine, [*map(float, point_mm), 1.0])[:3]
     i, j, k = (int(index) for index in np.round(place))
     if not all(0 <= index < size for index, size in zip((i, j, k), case.image.shape, strict=True)):
@@ -152,8 +152,9 @@ def draw_slice(
 def draw_letters(axes: Axes, plane: Plane, size: float = 9.0) -> None:
     """Write where right (R), left, front (A), back (P), up (S) and down (I) are at the borders of a slice."""
     assert plane.axis is not None
+    style: Any = {"transform": axes.transAxes, "color": TEXT, "fontsize": size, "weight": "bold"}
     for letter, (x, y, ha, va) in zip(_LETTERS[plane.axis], _LETTER_PLACES, strict=True):
-        axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, color=TEXT, fontsize=size, weight="bold")
+        axes.text(x, y, letter, ha=ha, va=va, path_effects=_dark_edge(), **style)
 
 
 def draw_scale_bar(axes: Axes, plane: Plane, size: float = 8.0) -> int:
@@ -161,9 +162,16 @@ def draw_scale_bar(axes: Axes, plane: Plane, size: float = 8.0) -> int:
     width, height = plane.size_mm
     length = max((mm for mm in _BARS_MM if mm <= width / 4), default=_BARS_MM[0])
     left, bottom = 0.03 * width, height - 0.03 * width
-    axes.plot([left, left + length], [bottom, bottom], color=TEXT, linewidth=2, solid_capstyle="butt")
-    axes.annotate(f"{length} mm", (left, bottom), (0, 3), textcoords="offset points", color=TEXT, fontsize=size)
+    style: Any = {"color": TEXT, "path_effects": _dark_edge()}
+    axes.plot([left, left + length], [bottom, bottom], linewidth=2, solid_capstyle="butt", **style)
+    axes.annotate(f"{length} mm", (left, bottom), (0, 3), textcoords="offset points", fontsize=size, **style)
     return length
+
+
+def _dark_edge() -> list[Any]:
+    """Around light marks, or bright tissue would swallow them."""
+    stroke, _ = optional_import("matplotlib.patheffects", name="withStroke")
+    return [stroke(linewidth=2.5, foreground=BACKGROUND)]
 
 
 def structure_handles(case: ViewerCase) -> Iterator[Any]:

@@ -55,6 +55,8 @@ class Distiller(nn.Module):
     the student's stages meets the teacher's of the nearest stride (:func:`~monai_kd.distillers.pair_stages`). For that,
     and for adapters that take channels and sizes from the features they meet, all networks run once on ``input_shape``.
 
+    A network whose output is a mapping of names to logits lists them in an attribute ``head_names``.
+
     A new method overrides :meth:`views` and, if it adds names, :meth:`known_views`.
 
     Args:
@@ -68,12 +70,17 @@ class Distiller(nn.Module):
         freeze: ``False`` co-trains the teachers: they keep their mode and gradients and are part of ``state_dict()``
             under ``teachers.<name>.*``; give them terms of their own such as ``student: t1/logits, target: label``.
         input_shape: of one image as the networks get it, ``[1, C, *spatial]``; needed by ``*`` and by such adapters.
+        parts: modules that a method trains beside the networks, by name; ``state_dict()`` has them as
+            ``parts.<name>.*``.
 
     Raises:
         ValueError: no terms, a reserved or malformed name, an address that no view has (the message lists the known
             ones), or no ``input_shape`` where one is needed.
         TypeError: a term is not a ``Term`` or a network is not a module.
     """
+
+    # batch keys that forward takes without their being declared in ``cached``
+    optional_keys: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -84,6 +91,7 @@ class Distiller(nn.Module):
         cached: Mapping[str, str] | None = None,
         freeze: bool = True,
         input_shape: Sequence[int] | None = None,
+        parts: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         teachers, terms = dict(teachers or {}), dict(terms or {})
@@ -94,6 +102,7 @@ class Distiller(nn.Module):
         self.frozen_teachers: dict[str, nn.Module] = teachers if freeze else {}
         self.trained_teachers = nn.ModuleDict({} if freeze else teachers)
         self.terms = nn.ModuleDict(terms)
+        self.parts = nn.ModuleDict(dict(parts or {}))
         self.cached = dict(cached or {})
         measured = pair_terms(terms, self.networks, input_shape)
         self.taps = self._make_taps(taps or {})
@@ -136,9 +145,9 @@ class Distiller(nn.Module):
             label: ``(B, 1, *spatial)`` class indices, or whatever the supervised loss takes.
             cached: the batch entries named in ``cached``.
         """
-        if cached.keys() != self.cached.keys():
+        if cached.keys() - set(self.optional_keys) != self.cached.keys():
             raise ValueError(f"cached views {sorted(cached)} were given, {sorted(self.cached)} are declared")
-        views = self.views(plain_tensor(image), label, **cached)
+        views = self._forward_views(plain_tensor(image), label, cached)
         values = self.term_values(views, skip_unused=True)
         weighted = {name: _scaled(self.terms[name], value) for name, value in values.items()}
         loss = torch.stack(list(weighted.values())).sum()
@@ -180,6 +189,10 @@ class Distiller(nn.Module):
 
     # ---- inner work --------------------------------------------------------------------------------------------
 
+    def _forward_views(self, image: Tensor, label: Tensor | None, cached: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the views for ``forward``; a method that takes a gradient early does it here."""
+        return self.views(image, label, **cached)
+
     def _run(self, name: str, network: nn.Module, image: Tensor) -> dict[str, Tensor]:
         with self.taps[name] as features:
             output = network(image)
@@ -192,7 +205,8 @@ class Distiller(nn.Module):
         for address, view in views.items():
             network, _, head = address.partition("/")
             is_trained = network == "student" or network in self.trained_teachers
-            if is_trained and (head == "logits" or AUXILIARY_HEAD.fullmatch(head)):
+            named = getattr(self.networks[network], "head_names", ()) if is_trained else ()
+            if is_trained and (head == "logits" or AUXILIARY_HEAD.fullmatch(head) or head in named):
                 heads.append(view)
         return heads
 
@@ -241,7 +255,9 @@ class Distiller(nn.Module):
         for name, term in self.terms.items():
             for address in term.addresses:  # type: ignore[union-attr]
                 network, _, view = address.partition("/")
-                is_head = network in self.networks and AUXILIARY_HEAD.fullmatch(view)  # known when it runs
+                is_head = network in self.networks and (  # known when it runs
+                    AUXILIARY_HEAD.fullmatch(view) or view in getattr(self.networks[network], "head_names", ())
+                )
                 if address not in known and not is_head:
                     raise ValueError(f"term '{name}' reads '{address}'; known: {', '.join(self._suggestions(known))}")
 
@@ -299,10 +315,13 @@ def _check_parts(student: Any, teachers: Mapping[str, Any], terms: Mapping[str, 
 #   terms.<term>.adapter.<key> <->  adapters.<term>.<key>
 #   terms.<term>.loss.<key>    <->  losses.<term>.<key>
 #   trained_teachers.<t>.<key> <->  teachers.<t>.<key>
+#   parts.<part>.<key>         <->  parts.<part>.<key>
 def _public_key(key: str) -> str:
     head, _, rest = key.partition(".")
     if head == "student":
         return rest
+    if head == "parts":
+        return key
     if head == "trained_teachers":
         return f"teachers.{rest}"
     term, part, leaf = rest.split(".", 2)
@@ -313,6 +332,8 @@ def _internal_key(key: str) -> str:
     head, _, rest = key.partition(".")
     if head == "teachers":
         return f"trained_teachers.{rest}"
+    if head == "parts":
+        return key
     if head in ("adapters", "losses"):
         term, leaf = rest.split(".", 1)
         return f"terms.{term}.{'adapter' if head == 'adapters' else 'loss'}.{leaf}"

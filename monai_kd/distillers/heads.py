@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,14 +17,16 @@ def named_heads(output: Any, ndim: int, owner: str) -> dict[str, Tensor]:
     """Return ``logits``, and ``logits_1``, ``logits_2``, ... of a network with deep supervision, in its own order.
 
     Args:
-        output: of the network: logits ``(B, K, *spatial)``; a list of them, the full resolution first; or
-            ``(B, heads, K, *spatial)``, as MONAI's DynUNet stacks them.
+        output: of the network: logits ``(B, K, *spatial)``; a list of them, the full resolution first;
+            ``(B, heads, K, *spatial)``, as MONAI's DynUNet stacks them; or a mapping of names, ``logits`` among them.
         ndim: axes of the image.
         owner: name of the network, for the message.
 
     Raises:
         TypeError: anything else.
     """
+    if isinstance(output, Mapping) and "logits" in output:
+        return dict(output)
     if isinstance(output, Tensor):
         heads = list(output.unbind(1)) if output.ndim == ndim + 1 else [output]
     elif isinstance(output, (list, tuple)) and output and all(isinstance(head, Tensor) for head in output):

@@ -41,6 +41,8 @@ class Term(nn.Module):
             target's shapes first.
         weight_map: optional address of a map of weights, or mask, per voxel ``(B, 1, *spatial)``, handed to the loss as
             ``weight=``; the loss must declare that argument.
+        inputs: further arguments of the loss by name, each with the address it comes from, without its graph, e.g.
+            ``{"available": "available/flair"}``; the loss must declare them.
 
     Attributes:
         factor: multiplies ``weight``, 1.0; schedules change it during training.
@@ -49,8 +51,8 @@ class Term(nn.Module):
     raises: tokens ``(B, L, C)`` would pass for a map with L channels.
 
     Raises:
-        TypeError: ``loss`` is not callable or takes no ``weight`` for the ``weight_map``, an adapter is not a module,
-            or an address is not a string.
+        TypeError: ``loss`` is not callable or takes no ``weight`` for the ``weight_map`` or no argument that ``inputs``
+            names, an adapter is not a module, or an address is not a string.
         ValueError: ``weight`` is not a finite number, a list of addresses is empty, or a target adapter has weights.
     """
 
@@ -63,6 +65,7 @@ class Term(nn.Module):
         adapter: nn.Module | None = None,
         target_adapter: nn.Module | None = None,
         weight_map: str | None = None,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         if not callable(loss):
@@ -80,6 +83,7 @@ class Term(nn.Module):
         self.adapter = adapter
         self.target_adapter = target_adapter
         self.weight_map = _checked_weight_map(weight_map, loss)
+        self.inputs = _checked_inputs(inputs, loss)
         self.wants_label = _label_default(loss) is not None
         self.needs_label = _label_default(loss) is inspect.Parameter.empty
         self._check_target_adapter()
@@ -95,6 +99,7 @@ class Term(nn.Module):
         read = (*_as_list(self.student), *_as_list(self.target))
         if self.weight_map is not None:
             read = (*read, self.weight_map)
+        read = (*read, *self.inputs.values())
         return (*read, "label") if self.needs_label and "label" not in read else read
 
     @property
@@ -133,6 +138,7 @@ class Term(nn.Module):
         extra = {"label": plain_tensor(views["label"])} if self.wants_label and "label" in views else {}
         if self.weight_map is not None:
             extra["weight"] = plain_tensor(views[self.weight_map])
+        extra.update({name: plain_tensor(views[address]).detach() for name, address in self.inputs.items()})
         device = (student[0] if isinstance(student, list) else student).device.type
         with torch.autocast(device, enabled=False):
             return self.loss(_each(at_least_float32, student), _each(at_least_float32, target), **extra).mean()
@@ -188,6 +194,21 @@ def _checked_weight_map(address: str | None, loss: Callable[..., Tensor]) -> str
             "package SoftLogitKL, SoftBernoulliKL, DecoupledKL and MultiTeacherKL do"
         )
     return address
+
+
+def _checked_inputs(inputs: Mapping[str, str] | None, loss: Callable[..., Tensor]) -> dict[str, str]:
+    found = dict(inputs or {})
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    known = list(inspect.signature(function).parameters)
+    for name, address in found.items():
+        if not isinstance(address, str):
+            raise TypeError(f"a term's inputs must be addresses such as 'available/flair', got {name}: {address!r}")
+        if name not in known:
+            raise TypeError(
+                f"the term's inputs name '{name}', which {type(loss).__name__} does not take; its arguments: "
+                f"{', '.join(known)}"
+            )
+    return found
 
 
 def _as_list(address: str | list[str]) -> list[str]:

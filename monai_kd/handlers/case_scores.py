@@ -33,13 +33,15 @@ class CaseScores:
 
     Args:
         class_names: names of the one-hot channels, background first.
+        empty: Dice of a class that prediction and label both lack; None does not count it.
 
     Needs in the evaluator's decollated output: ``pred`` and ``label``, one-hot ``(K, *spatial)``, the label a
     ``MetaTensor`` (its spacing is used), and ``image`` as ``MetaTensor`` (the case is named after its file).
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], empty: float | None = None) -> None:
         self.class_names = list(class_names)
+        self.empty = empty
         self._cases: list[dict[str, Any]] = []
         self._started = 0.0
         self._inference_s = 0.0
@@ -70,7 +72,7 @@ class CaseScores:
             name = case_id(image.meta["filename_or_obj"])
             _check_same_grid(name, image, label)
             spacing_mm = [float(mm) for mm in label.pixdim][: label.ndim - 1]
-            scores = score_case(output["pred"].as_tensor(), label.as_tensor(), self.class_names, spacing_mm)
+            scores = score_case(output["pred"].as_tensor(), label.as_tensor(), self.class_names, spacing_mm, self.empty)
             self._cases.append(
                 {"case": name, **scores, "inference_s": self._inference_s / len(outputs)}  # type: ignore[arg-type]
             )

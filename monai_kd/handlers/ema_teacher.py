@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer
 from torch import nn
 
 from monai_kd.distillers.self_distiller import SelfDistiller
+from monai_kd.handlers.accumulation import optimizer_stepped
 
 __all__ = ["EMATeacher"]
 
@@ -53,7 +53,7 @@ class EMATeacher:
         return first + (last - first) * min(progress, 1.0)
 
     def __call__(self, engine: Engine) -> None:
-        if _stepped(engine):
+        if optimizer_stepped(engine):
             self.distiller.update(self.momentum_at(engine.state.iteration, _iterations(engine)))
 
     def _start(self, engine: Engine) -> None:
@@ -77,13 +77,3 @@ def _iterations(engine: Engine) -> int:
     if not state.max_epochs or not state.epoch_length:
         raise ValueError("EMATeacher needs the length of the training; give the trainer an epoch_length")
     return int(state.max_epochs * state.epoch_length)
-
-
-def _stepped(engine: Engine) -> bool:
-    """Tell whether the optimizer has made a step in this iteration: MONAI's rule of gradient accumulation."""
-    every = engine.accumulation_steps if isinstance(engine, SupervisedTrainer) else 1
-    if every == 1:
-        return True
-    length, iteration = engine.state.epoch_length, engine.state.iteration
-    within = iteration if length is None else (iteration - 1) % length + 1
-    return within % every == 0 or within == length

@@ -42,10 +42,14 @@ class MeanCaseDice(Metric):
     Args:
         class_names: names of the one-hot channels, background first.
         output_transform: gives ``(pred, label)``, lists of one-hot ``(K, *spatial)`` tensors, from the engine's output.
+        empty: Dice of a class that both lack; None does not count it.
     """
 
-    def __init__(self, class_names: Sequence[str], output_transform: Callable[..., Any]) -> None:
+    def __init__(
+        self, class_names: Sequence[str], output_transform: Callable[..., Any], empty: float | None = None
+    ) -> None:
         self.class_names = list(class_names)
+        self.empty = empty
         super().__init__(output_transform=output_transform)
 
     def reset(self) -> None:
@@ -56,12 +60,16 @@ class MeanCaseDice(Metric):
             _check_shapes(pred, label)
             dice = compute_dice(pred[None], label[None], include_background=True, ignore_empty=False)[0]
             present = [bool(pred[channel].any() or label[channel].any()) for channel in range(len(self.class_names))]
-            values = [float(value) if found else None for value, found in zip(dice, present, strict=True)]
+            values = [float(value) if found else self.empty for value, found in zip(dice, present, strict=True)]
             self._cases.append(values[1:])
 
     def compute(self) -> float:
         """Return the mean Dice, 0..1; 0 if no class was in any label or prediction."""
-        columns = zip(*gather_lists(self._cases), strict=True)
-        scored = [[value for value in column if value is not None] for column in columns]
-        means = [sum(column) / len(column) for column in scored if column]
+        means = [mean for mean in self.class_means() if mean is not None]
         return sum(means) / len(means) if means else 0.0
+
+    def class_means(self) -> list[float | None]:
+        """Return the mean Dice of each class over the cases that have it, None where none has; no background."""
+        columns = list(zip(*gather_lists(self._cases), strict=True)) or [()] * (len(self.class_names) - 1)
+        scored = [[value for value in column if value is not None] for column in columns]
+        return [sum(column) / len(column) if column else None for column in scored]

@@ -2,11 +2,13 @@
 
 from monai_kd.losses.attention import AttentionTransfer
 from monai_kd.losses.channel_wise import ChannelWiseKL
+from monai_kd.losses.dice_jaccard_ce import DiceJaccardCE
 from monai_kd.losses.dist import CorrelationDistillation
 from monai_kd.losses.dkd import DecoupledKL
 from monai_kd.losses.feature_mimic import FeatureMimic
 from monai_kd.losses.intra_class import IntraClassVariation
 from monai_kd.losses.multi_teacher import MultiTeacherKL
+from monai_kd.losses.performance import PerformanceKL, performance_weights
 from monai_kd.losses.region_affinity import RegionAffinity
 from monai_kd.losses.review import KnowledgeReview
 from monai_kd.losses.soft_logits import SoftBernoulliKL, SoftLogitKL
@@ -20,14 +22,17 @@ __all__ = [
     "ClassBalance",
     "CorrelationDistillation",
     "DecoupledKL",
+    "DiceJaccardCE",
     "FeatureMimic",
     "ForegroundWeighting",
     "IntraClassVariation",
     "KnowledgeReview",
     "MultiTeacherKL",
+    "PerformanceKL",
     "RegionAffinity",
     "SoftBernoulliKL",
     "SoftLogitKL",
     "TeacherErrorGate",
     "VoxelLoss",
+    "performance_weights",
 ]

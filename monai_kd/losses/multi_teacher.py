@@ -108,9 +108,12 @@ class MultiTeacherKL(VoxelLoss):
 
     def _mixture(self, teachers: Sequence[Tensor]) -> Tensor:
         """Return logits whose softmax (or sigmoid) at the temperature is the mixture."""
+        return self._mix(teachers, self._log_shares(teachers))
+
+    def _mix(self, teachers: Sequence[Tensor], logs: Sequence[Tensor]) -> Tensor:
+        """Return the mixture for the logarithms of the shares, one for each teacher."""
         if len(teachers) == 1:
             return teachers[0]  # as it is, to the last bit
-        logs = self._log_shares(teachers)
         scaled = [teacher / self.temperature for teacher in teachers]
         if self.sigmoid:
             on = _log_sum(log + F.logsigmoid(value) for log, value in zip(logs, scaled, strict=True))

@@ -1,5 +1,6 @@
 """Metrics that MONAI lacks."""
 
 from monai_kd.metrics.cases import score_case, summarize
+from monai_kd.metrics.confusion import confusion_matrix, region_dice
 
-__all__ = ["score_case", "summarize"]
+__all__ = ["confusion_matrix", "region_dice", "score_case", "summarize"]

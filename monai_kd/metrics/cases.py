@@ -13,7 +13,13 @@ from torch import Tensor
 __all__ = ["score_case", "summarize"]
 
 
-def score_case(pred: Tensor, label: Tensor, class_names: Sequence[str], spacing_mm: Sequence[float]) -> dict[str, Any]:
+def score_case(
+    pred: Tensor,
+    label: Tensor,
+    class_names: Sequence[str],
+    spacing_mm: Sequence[float],
+    empty: float | None = None,
+) -> dict[str, Any]:
     """Score one case, class by class, background excluded.
 
     * Dice: ``2|P and L| / (|P| + |L|)``, in 0..1.
@@ -21,12 +27,13 @@ def score_case(pred: Tensor, label: Tensor, class_names: Sequence[str], spacing_
     * A class the label has and the prediction lacks is *missed*: Dice 0, and HD95 the diagonal of the image in mm,
       the largest distance it could have been; it is named in ``missed``.
     * A class the prediction has and the label lacks is a *false positive*, scored the same and named so.
-    * A class that both lack has no score (``None``).
+    * A class that both lack has no score (``None``), or the Dice ``empty`` and HD95 0 if that is given.
 
     Args:
         pred, label: one-hot ``(K, *spatial)``, channel 0 is background.
         class_names: K names, background first.
         spacing_mm: voxel size per spatial axis, mm.
+        empty: Dice of a class that both lack; the BraTS challenges count 1.
 
     Returns:
         ``{"dice": {name: value}, "hd95_mm": {name: value}, "missed": [names], "false_positive": [names]}``
@@ -44,8 +51,9 @@ def score_case(pred: Tensor, label: Tensor, class_names: Sequence[str], spacing_
     dice = compute_dice(pred[None], label[None], include_background=True, ignore_empty=False)[0]
     for channel, name in enumerate(class_names[1:], start=1):
         in_pred, in_label = bool(pred[channel].any()), bool(label[channel].any())
-        scores["dice"][name] = float(dice[channel]) if in_pred or in_label else None
-        scores["hd95_mm"][name] = diagonal_mm if in_pred or in_label else None
+        nowhere = not (in_pred or in_label)
+        scores["dice"][name] = empty if nowhere else float(dice[channel])
+        scores["hd95_mm"][name] = (None if empty is None else 0.0) if nowhere else diagonal_mm
         if in_pred and in_label:
             scores["hd95_mm"][name] = _hd95(pred[channel], label[channel], spacing_mm)
         elif in_label:

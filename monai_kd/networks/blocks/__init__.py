@@ -1,0 +1,6 @@
+"""Building blocks of networks that MONAI lacks."""
+
+from monai_kd.networks.blocks.channel_gate import ChannelGate
+from monai_kd.networks.blocks.pre_activation import PreActivationResBlock
+
+__all__ = ["ChannelGate", "PreActivationResBlock"]

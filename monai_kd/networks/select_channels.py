@@ -1,0 +1,72 @@
+"""A network that sees some of the image's channels, such as one modality of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["SelectChannels"]
+
+
+class SelectChannels(nn.Module):
+    """Hand a network the channels of the image that are its own: the routing of modalities.
+
+    Stages and heads are those of the wrapped network, and so is the state dict: its keys are the network's own.
+
+    Args:
+        network: takes as many channels as are selected.
+        channels: numbers of the channels, from 0, in the order in which the network gets them.
+
+    Shape:
+        ``(B, C, *spatial)`` with more channels than the largest number, to what the network returns.
+
+    Raises:
+        ValueError: no channel, or a number that is none; on use, an image with too few channels.
+    """
+
+    def __init__(self, network: nn.Module, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        if not self.channels or not all(
+            isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in self.channels
+        ):
+            raise ValueError(f"channels is {channels!r}; give the numbers of the image's channels, from 0, e.g. [1]")
+        self.network = network
+        self.register_state_dict_post_hook(_without_prefix)
+        self.register_load_state_dict_pre_hook(_with_prefix)
+
+    def forward(self, image: Tensor) -> Any:
+        return self.network(self.select(image))
+
+    def select(self, image: Tensor) -> Tensor:
+        """Return the network's own channels of an image."""
+        if image.shape[1] <= max(self.channels):
+            raise ValueError(
+                f"the image has {image.shape[1]} channels and channel {max(self.channels)} is asked for (counted from "
+                "0); the modalities of the data and the routing must agree"
+            )
+        first, count = self.channels[0], len(self.channels)
+        if self.channels == list(range(first, first + count)):
+            return image[:, first : first + count]  # a view
+        return image[:, self.channels]
+
+    def lower(self, image: Tensor) -> Any:
+        """Run the wrapped network's ``lower`` on its channels, see :class:`monai_kd.networks.nets`."""
+        return self.network.lower(self.select(image))  # type: ignore[operator]
+
+    def top(self, *features: Tensor) -> Any:
+        """Run the wrapped network's ``top``."""
+        return self.network.top(*features)  # type: ignore[operator]
+
+
+def _without_prefix(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    inner = f"{prefix}network."
+    for key in [key for key in state if key.startswith(inner)]:
+        state[prefix + key.removeprefix(inner)] = state.pop(key)
+
+
+def _with_prefix(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}network.{key.removeprefix(prefix)}"] = state.pop(key)

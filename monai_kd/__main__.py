@@ -220,6 +220,7 @@ def view(
     regions: dict[str, list[int]] | None = None,
     channel: int | str = 0,
     point: list[float] | None = None,
+    window: list[float] | None = None,
     axis: str = "axial",
     fps: float = 10.0,
     gif_size: int = 480,
@@ -239,6 +240,7 @@ def view(
         regions: in its place, regions that may overlap, "{'whole_tumor':[1,2,3],'core':[1,3]}".
         channel: of a 4-D image, from 0; or a modality of BraTS: t1, t1ce, t2, flair.
         point: where the slices meet, "[x,y,z]" in RAS+ millimeters; empty takes those that show most.
+        window: gray values of black and white, "[-160,240]" for soft tissue in CT; empty finds them.
         axis: of the GIF: axial, coronal or sagittal.
         fps: frames of the GIF a second.
         gif_size: its longest side in pixels.
@@ -248,7 +250,7 @@ def view(
     """
     from monai_kd.visualize.viewer import ViewerSettings, write_viewer
 
-    settings = ViewerSettings(point, axis, fps, gif_size, smoothing, page_triangles)
+    settings = ViewerSettings(point, window, axis, fps, gif_size, smoothing, page_triangles)
     names = (bundle_root or None, class_names, regions)
     for shown in write_viewer(pred, out, image, label or None, *names, channel, settings, overwrite):
         scores = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def named_structures(
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"'{doubled[0]}' names several classes; every structure needs a name of its own")
     _refuse_unknown(values, named)
-    return tuple(Structure(name, own, CLASS_COLORS[i % len(CLASS_COLORS)]) for i, (name, own) in enumerate(named))
+    return tuple(Structure(name, own, _color(number)) for number, (name, own) in enumerate(named))
 
 
 def bundle_classes(bundle_root: str | Path) -> dict[int, str]:
@@ -95,6 +96,14 @@ def bundle_classes(bundle_root: str | Path) -> dict[int, str]:
             "label values they are made of: --regions \"{'NAME': [1, 2], ...}\""
         )
     return classes
+
+
+def _color(number: int) -> str:
+    """The colors of the overlays; after those, hues that lie apart by the golden ratio, so that neighbors differ."""
+    if number < len(CLASS_COLORS):
+        return CLASS_COLORS[number]
+    rgb = colorsys.hls_to_rgb(number * 0.618034 % 1, 0.62, 0.75)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
 def _sources(class_names: Names, regions: Regions, bundle_root: str | Path | None) -> dict[str, Any]:

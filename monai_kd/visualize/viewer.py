@@ -37,6 +37,7 @@ class ViewerSettings:
 
     Attributes:
         point_mm: RAS+ millimeters where the slices meet; None takes the slices with most prediction and truth.
+        window: gray values of black and white, ``(-160, 240)`` for soft tissue in CT; None finds them.
         axis: of the GIF: ``axial``, ``coronal`` or ``sagittal``.
         fps: frames of the GIF a second.
         gif_size: its longest side in pixels.
@@ -48,6 +49,7 @@ class ViewerSettings:
     """
 
     point_mm: Sequence[float] | None = None
+    window: Sequence[float] | None = None
     axis: str = "axial"
     fps: float = 10.0
     gif_size: int = 480
@@ -157,8 +159,9 @@ def _write_case(
         if not found.any():
             _logger.warning("the %s of %s is empty", kind, case.name)
     meshes = case_meshes(case, settings.smoothing)
-    slices = save_slices(folder / "slices.png", case, settings.point_mm)
-    save_gif(folder / "volume.gif", case, settings.axis, settings.fps, settings.gif_size, progress=progress)
+    slices = save_slices(folder / "slices.png", case, settings.point_mm, settings.window)
+    gif = (settings.axis, settings.fps, settings.gif_size)
+    save_gif(folder / "volume.gif", case, *gif, window=settings.window, progress=progress)
     if meshes:
         write_stl(folder / "meshes", meshes)
         write_scene(folder / "scene.glb", meshes, surface_colors(case))

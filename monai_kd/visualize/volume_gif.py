@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["gif_slices", "save_gif"]
 
 _DPI = 100
+_MOST_NAMES = 12  # more would leave no room for the picture; slices.png and the page name them all
 _BAR = "#4cc9f0"
 _HEAD, _PROGRESS, _LEGEND_ROW = 0.3, 0.08, 0.2  # inches
 _GRAYS = 80
@@ -46,6 +47,7 @@ def save_gif(
     fps: float = 10.0,
     size: int = 480,
     max_frames: int = 100,
+    window: Sequence[float] | None = None,
     progress: bool = True,
 ) -> Path:
     """Write the slices of a volume as a GIF that repeats; the bar below shows how far through the volume it is.
@@ -59,6 +61,7 @@ def save_gif(
         axis: ``axial``, ``coronal`` or ``sagittal``.
         fps: frames a second, above 0 and at most 50; a GIF counts in hundredths of a second.
         size: longest side in pixels, 120 to 2000.
+        window: gray values of black and white, see :func:`~monai_kd.visualize.volume_panels.gray_range`.
         max_frames: of more slices only every second, third, ... is shown.
         progress: show a bar while frames are drawn.
 
@@ -73,7 +76,7 @@ def save_gif(
     if not 120 <= size <= 2000:
         raise ValueError(f"size is {size}; a GIF's longest side is 120 to 2000 pixels")
     figure, panel = _stage(case, plane, size)
-    limits = gray_range(case)
+    limits = gray_range(case, window)
     frames = []
     for index in tqdm(indices, desc="frames", unit="frame", disable=not progress):
         shown = replace(plane, index=index)
@@ -104,7 +107,7 @@ def gif_slices(case: ViewerCase, axis: str, max_frames: int = 100) -> tuple[Plan
 def _stage(case: ViewerCase, plane: Plane, size: int) -> tuple[Figure, Any]:
     """A figure with the panel and the legend; the panel's content changes from frame to frame."""
     width_mm, height_mm = plane.size_mm
-    handles = list(structure_handles(case))
+    handles = list(structure_handles(case)) if len(case.structures) <= _MOST_NAMES else []
     longest = size / _DPI
     columns = 1 if longest < 3.2 else 2
     below = _PROGRESS + _LEGEND_ROW * (-(-(len(handles) + ("truth" in case.maps)) // columns)) + 0.08
@@ -154,8 +157,9 @@ def _palette(colors: Sequence[str]) -> NDArray[np.uint8]:
     """Gray values, and each color mixed with gray: an adaptive palette would tint the gray of the image."""
     grays = np.linspace(0, 255, _GRAYS)[:, None].repeat(3, axis=1)
     rgb = np.array([[int(color[start : start + 2], 16) for start in (1, 3, 5)] for color in colors])
-    n_levels = (256 - _GRAYS) // (len(_SHARES) * len(colors))
-    levels = np.linspace(0, 255, n_levels)[:, None, None, None]
+    rgb = rgb[: (256 - _GRAYS) // len(_SHARES)]  # of more colors the last ones find a near one
+    n_levels = (256 - _GRAYS) // (len(_SHARES) * len(rgb))
+    levels = ((np.arange(n_levels) + 0.5) * 255 / n_levels)[:, None, None, None]
     shares = np.array(_SHARES)[None, :, None, None]
     mixed = shares * rgb[None, None] + (1 - shares) * levels  # (levels, shares, colors, 3)
     return np.round(np.concatenate([grays, mixed.reshape(-1, 3)])).astype(np.uint8)

@@ -99,8 +99,21 @@ def _body(case: ViewerCase) -> NDArray[np.bool_]:
     return case.image > low + _AIR * (high - low)
 
 
-def gray_range(case: ViewerCase) -> tuple[float, float]:
-    """Return the gray values of black and white: all but the brightest 0.2 % of the body, from air on."""
+def gray_range(case: ViewerCase, window: Sequence[float] | None = None) -> tuple[float, float]:
+    """Return the gray values of black and white.
+
+    Args:
+        case: the case.
+        window: the two values, e.g. -160 and 240 for soft tissue in CT; None takes all but the brightest 0.2 % of the
+            body, from air on.
+
+    Raises:
+        ValueError: not two rising numbers.
+    """
+    if window is not None:
+        if not isinstance(window, Sequence) or len(window) != 2 or not window[0] < window[1]:
+            raise ValueError(f"window is {window}; it must be two rising gray values, those of black and of white")
+        return float(window[0]), float(window[1])
     body = case.image[_body(case)]
     low = float(case.image.min())
     return low, float(np.percentile(body, 99.8)) if body.size else low + 1.0

@@ -32,7 +32,9 @@ _CROSS = "#ff9f0a"
 _IN_A_ROW = 4
 
 
-def slices_figure(case: ViewerCase, point_mm: Sequence[float] | None = None) -> Figure:
+def slices_figure(
+    case: ViewerCase, point_mm: Sequence[float] | None = None, window: Sequence[float] | None = None
+) -> Figure:
     """Draw three planes side by side, all at one scale; below the image the prediction, and below it the truth.
 
     Letters name the directions of the body; where the grid is oblique they name the nearest ones, and the title says by
@@ -42,15 +44,16 @@ def slices_figure(case: ViewerCase, point_mm: Sequence[float] | None = None) -> 
     Args:
         case: the case.
         point_mm: RAS+ millimeters, see :func:`~monai_kd.visualize.volume_panels.chosen_voxel`.
+        window: gray values of black and white, see :func:`~monai_kd.visualize.volume_panels.gray_range`.
 
     Raises:
-        ValueError: the point lies outside the volume.
+        ValueError: the point lies outside the volume, or the window does not rise.
     """
     voxel = chosen_voxel(case, point_mm)
     planes = case_planes(case, voxel)
     rows = [None, *case.maps]
     figure, grid = _layout(planes, len(rows), len(case.structures))
-    limits = gray_range(case)
+    limits = gray_range(case, window)
     world = case.affine[:3, :3] @ voxel + case.affine[:3, 3]
     for kind, panels in zip(rows, grid, strict=True):
         for axes, plane in zip(panels, planes, strict=True):
@@ -67,9 +70,15 @@ def slices_figure(case: ViewerCase, point_mm: Sequence[float] | None = None) -> 
     return figure
 
 
-def save_slices(path: str | Path, case: ViewerCase, point_mm: Sequence[float] | None = None, dpi: int = 130) -> Path:
+def save_slices(
+    path: str | Path,
+    case: ViewerCase,
+    point_mm: Sequence[float] | None = None,
+    window: Sequence[float] | None = None,
+    dpi: int = 130,
+) -> Path:
     """Write :func:`slices_figure` as a PNG and return the path; the folder must exist."""
-    figure = slices_figure(case, point_mm)
+    figure = slices_figure(case, point_mm, window)
     figure.savefig(path, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
     return Path(path)
 

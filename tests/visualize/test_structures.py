@@ -41,6 +41,12 @@ def test_regions_overlap_and_classes_do_not() -> None:
     assert whole.color != core.color
 
 
+def test_many_structures_have_a_color_each() -> None:
+    colors = [structure.color for structure in named_structures(range(1, 60))]
+    assert len(set(colors)) == 59
+    assert all(len(color) == 7 and int(color[1:], 16) for color in colors)
+
+
 @pytest.mark.parametrize(
     ("found", "source", "message"),
     [

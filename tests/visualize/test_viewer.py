@@ -195,6 +195,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"class_names": ["a", "c"]}, ["meshes/truth_2_c.stl", "page.html", "slices.png"]),
         ({"class_names": None, "regions": {"a": [1, 2]}}, ["meshes/truth_1_a.stl", "page.html", "slices.png"]),
         ({"point": [13, 10, 12]}, ["slices.png"]),
+        ({"window": [0, 400]}, ["page.html", "slices.png", "volume.gif"]),
         ({"axis": "sagittal"}, ["volume.gif"]),
         ({"fps": 2.5}, ["volume.gif"]),
         ({"gif_size": 160}, ["volume.gif"]),

@@ -155,6 +155,14 @@ def test_gray_range_leaves_out_air_and_the_brightest() -> None:
     assert 99 < high < 200
 
 
+def test_window_sets_black_and_white() -> None:
+    assert gray_range(small_case(), [-160, 240]) == (-160.0, 240.0)
+    assert slices_figure(small_case(), window=(50, 150)).axes[0].images[0].get_clim() == (50, 150)
+    for wrong in ([240, -160], [1], 5):
+        with pytest.raises(ValueError, match="it must be two rising gray values"):
+            gray_range(small_case(), wrong)  # type: ignore[arg-type]
+
+
 def test_png_is_written_the_same_twice_without_pyplot(tmp_path: Path) -> None:
     first, second = (save_slices(tmp_path / f"{i}.png", small_case(), dpi=40) for i in "ab")
     assert first.read_bytes() == second.read_bytes()
@@ -203,6 +211,14 @@ def test_gif_draws_prediction_truth_and_progress_in_their_colors(tmp_path: Path)
     assert bars[1] > 2 * bars[0]  # slices 0 and 6: the bar grows
     gray = np.abs(rgb - rgb.mean(-1, keepdims=True)).max(-1) < 4
     assert 0.5 < gray.mean() < 0.999
+
+
+def test_gif_of_many_structures_leaves_room_for_the_picture(tmp_path: Path) -> None:
+    names = {"class_names": [f"structure {number}" for number in range(100)]}
+    path = save_gif(tmp_path / "a.gif", small_case(**names), size=200, max_frames=1, progress=False)
+    with Image.open(path) as gif:
+        rgb = np.asarray(gif.convert("RGB")).astype(int)
+    assert (rgb.sum(-1) > 150).mean() > 0.35  # the gray box, not the dark page
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ class CooperativeDistiller(Distiller):
                 f"{tuple(image.shape[:2])}"
             )
         given = given.to(image.device, torch.float32)
-        # SelectChannels knows its channels; any other teacher sees all
+        # RouteModalities knows its channels; any other teacher sees all
         own = {name: getattr(net, "channels", slice(None)) for name, net in self.group.networks.items()}
         found = {f"available/{name}": given[:, channels].amin(dim=1) for name, channels in own.items()}
         return {"available": torch.stack(list(found.values()), dim=1), **found}

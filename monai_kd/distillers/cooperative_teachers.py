@@ -23,7 +23,7 @@ class CooperativeTeachers(nn.Module):
 
     Args:
         networks: the teachers by name; each takes the image with all modalities, see
-            :class:`monai_kd.networks.SelectChannels`.
+            :class:`monai_kd.networks.RouteModalities`.
         fusions: by name, e.g. ``{"fused": CooperativeFusion(...)}``; called ``fusion(features, available)`` with one
             feature map per teacher, in the order of ``networks``. None for teachers that do not cooperate.
         stages: for each fusion the stage whose features it gets: one name for all teachers, or teacher to name.

@@ -141,5 +141,5 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def _in_parts(network: nn.Module) -> bool:
-    inner = getattr(network, "network", network)  # of SelectChannels
+    inner = getattr(network, "network", network)  # of RouteModalities
     return hasattr(inner, "lower") and hasattr(inner, "top")

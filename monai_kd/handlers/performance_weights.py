@@ -9,7 +9,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from monai_kd.distillers import CooperativeDistiller
+from monai_kd.distillers import CooperativeDistiller, Distiller
 from monai_kd.metrics import confusion_matrix, region_dice
 
 __all__ = ["PerformanceWeights"]
@@ -45,13 +45,14 @@ class PerformanceWeights:
 
     def __init__(self, distiller: nn.Module, term: str = "kd", decay: float = 0.9, source: str = "training") -> None:
         inner = getattr(distiller, "module", distiller)
-        if not isinstance(inner, CooperativeDistiller):
+        if not isinstance(inner, Distiller) or (term in inner.terms and not isinstance(inner, CooperativeDistiller)):
             raise TypeError(f"PerformanceWeights needs a CooperativeDistiller, got {type(inner).__name__}")
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
             raise ValueError(f"decay is {decay!r}; it must be a number from 0 to below 1")
         if source not in _SOURCES:
             raise ValueError(f"source is {source!r}; known: {', '.join(_SOURCES)}")
-        self.distiller, self.decay, self.source = inner, float(decay), source
+        self.distiller: Any = inner
+        self.decay, self.source = float(decay), source
         self.loss: Any = inner.terms[term].loss if term in inner.terms else None
         if self.loss is not None and not hasattr(self.loss, "dice"):
             raise ValueError(

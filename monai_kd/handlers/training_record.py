@@ -47,7 +47,7 @@ _NOT_SCHEDULE = (
     "gradient_interval",
 )  # the split has a hash
 # What a comparison of networks may differ in besides: the network, and how it goes through a volume to be scored.
-_NETWORK_IDS = ("network_def", "network", "slice_axis", *INFERENCE_IDS)
+_NETWORK_IDS = ("network_def", "network", "student_modalities", "slice_axis", *INFERENCE_IDS)
 
 
 class TrainingRecord(RunRecord):
@@ -72,6 +72,7 @@ class TrainingRecord(RunRecord):
         distiller: the :class:`~monai_kd.distillers.Distiller` (or its DDP wrapper), None for plain training.
         weights_name: file name of the best weights in ``run_dir``.
         bundle_root: folder whose git commit is recorded.
+        method_ids: further ids of the configuration that belong to the method and not to the schedule.
 
     Raises (when a resumed training starts):
         ValueError: its configuration or its cases are not those of the interrupted run.
@@ -96,6 +97,7 @@ class TrainingRecord(RunRecord):
         distiller: nn.Module | None = None,
         weights_name: str = "model.pt",
         bundle_root: str = ".",
+        method_ids: Sequence[str] = (),
     ) -> None:
         super().__init__(run_dir, bundle, method, protocol, class_names, device, network, bundle_root)
         self.evaluator = evaluator
@@ -112,10 +114,12 @@ class TrainingRecord(RunRecord):
             {"split_hash": ids_hash(ids), **{f"n_{section}": len(names) for section, names in ids.items()}}
         )
         # `cpu_bfloat16` and `amp` are expressions, so the hardware decides what they mean
-        precision = [self.content["device"]["type"], cpu_has_bfloat16()]
+        asked = self.config.get("cpu_bfloat16")
+        precision = [self.content["device"]["type"], asked if isinstance(asked, bool) else cpu_has_bfloat16()]
+        not_schedule = (*_NOT_SCHEDULE, *method_ids, "method_ids")
         config = _without_method_handlers(self.config)
         schedule = {
-            "config": config_hash(config, _NOT_SCHEDULE),
+            "config": config_hash(config, not_schedule),
             "split": ids_hash(ids),
             "precision": precision,
             "supervised": _supervised_terms(self.config),
@@ -123,7 +127,7 @@ class TrainingRecord(RunRecord):
         }
         self.content["processes"] = schedule["processes"]
         self.content["schedule_hash"] = config_hash(schedule)
-        recipe = config_hash(without_inferer(config), (*_NOT_SCHEDULE, *_NETWORK_IDS))
+        recipe = config_hash(without_inferer(config), (*not_schedule, *_NETWORK_IDS))
         self.content["recipe_hash"] = config_hash({**schedule, "config": recipe})
         self.content["teacher"] = _teacher_facts(distiller)
         self.content["skipped_cases"] = dict(split.skipped) if split is not None else {}
@@ -253,11 +257,17 @@ def _class_name(entry: Any) -> str:
 
 
 def _supervised_terms(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the terms that compare with the label, with their schedules: both arms need the same to be compared."""
+    """Return the terms that compare the student's output with the label, with their schedules.
+
+    Both arms need the same to be compared. What trains teachers, or heads that are not the student's, is the method's.
+    """
     schedules = config.get("schedules") or {}
     found = {}
     for name, term in config.get("terms", {}).items():
         targets = term.get("target", "label") if isinstance(term, dict) else None
+        trained = term.get("student") if isinstance(term, dict) else None
+        if isinstance(trained, str) and (not trained.startswith("student/") or trained.startswith("student/side_")):
+            continue
         if targets == "label" or (isinstance(targets, list) and "label" in targets):
             schedule = schedules.get(name) if isinstance(schedules, dict) else None
             found[name] = {**term, "schedule": schedule} if schedule else term

@@ -3,7 +3,7 @@
 from monai_kd.networks.adapters import AutoAdapter, PointwiseAdapter, ResizeAdapter, StandardizeAdapter
 from monai_kd.networks.chain import AdapterChain
 from monai_kd.networks.review_fusion import ReviewFusion
-from monai_kd.networks.select_channels import SelectChannels
+from monai_kd.networks.routing import RouteModalities
 from monai_kd.networks.select_classes import SelectClasses
 from monai_kd.networks.tokens_to_map import TokensToMap
 
@@ -13,7 +13,7 @@ __all__ = [
     "PointwiseAdapter",
     "ResizeAdapter",
     "ReviewFusion",
-    "SelectChannels",
+    "RouteModalities",
     "SelectClasses",
     "StandardizeAdapter",
     "TokensToMap",

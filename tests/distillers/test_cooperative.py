@@ -10,7 +10,7 @@ from monai.networks.nets import UNet
 
 from monai_kd.distillers import CooperativeDistiller, CooperativeTeachers, Distiller, Term
 from monai_kd.losses import DiceJaccardCE, PerformanceKL, SoftLogitKL
-from monai_kd.networks import SelectChannels
+from monai_kd.networks import RouteModalities
 from monai_kd.networks.nets import ChannelAttentionResUNet, CooperativeFusion
 
 NAMES = ("flair", "t2", "t1")
@@ -23,7 +23,7 @@ def make_network(dims=3, channels=CHANNELS):
 
 
 def make_group(dims=3, names=NAMES, levels=1, channels=CHANNELS):
-    networks = {name: SelectChannels(make_network(dims, channels), [i]) for i, name in enumerate(names)}
+    networks = {name: RouteModalities(make_network(dims, channels), [i]) for i, name in enumerate(names)}
     fusions = {"fused": CooperativeFusion(dims, [channels[1]] * len(names), 4)}
     stages = {"fused": "decoder_2"}
     if levels == 2:
@@ -58,7 +58,7 @@ def make_distiller(dims=3, names=NAMES, seed=0, **settings):
     torch.manual_seed(seed)
     terms = settings.pop("terms", None) or make_terms(names)
     group = settings.pop("group", None) or make_group(dims, names)
-    student = SelectChannels(make_network(dims), [len(names)])
+    student = RouteModalities(make_network(dims), [len(names)])
     shape = [1, len(names) + 1, *[16] * dims]
     return CooperativeDistiller(student, group, terms, input_shape=shape, **settings)
 
@@ -151,7 +151,7 @@ def test_staged_refuses_what_it_cannot_run():
     with pytest.raises(ValueError, match="freeze is True"):
         make_distiller(staged=True, freeze=True, terms={"seg": Term(DiceJaccardCE())})
     unet = UNet(3, in_channels=1, out_channels=4, channels=(4, 8, 8), strides=(2, 2))
-    group = CooperativeTeachers({"flair": SelectChannels(unet, [0])}, {}, {})
+    group = CooperativeTeachers({"flair": RouteModalities(unet, [0])}, {}, {})
     with pytest.raises(ValueError, match=r"lower and top.*\['flair'\]"):
         make_distiller(names=("flair",), group=group, staged=True, terms={"seg": Term(DiceJaccardCE())})
     with pytest.raises(ValueError, match="decoder_3"):
@@ -236,10 +236,10 @@ def test_a_single_teacher_is_plain_distillation():
 def test_teachers_of_other_architectures_and_a_smaller_student():
     torch.manual_seed(0)
     unet = UNet(3, in_channels=2, out_channels=4, channels=(4, 8, 16), strides=(2, 2))
-    networks = {"pair": SelectChannels(unet, [0, 1]), "t1": SelectChannels(make_network(), [2])}
+    networks = {"pair": RouteModalities(unet, [0, 1]), "t1": RouteModalities(make_network(), [2])}
     fusion = CooperativeFusion(3, [4, 8], 4, reduction=4)
     group = CooperativeTeachers(networks, {"fused": fusion}, {"fused": {"pair": "decoder_1", "t1": "decoder_2"}})
-    student = SelectChannels(UNet(3, in_channels=1, out_channels=4, channels=(2, 4, 8), strides=(2, 2)), [3])
+    student = RouteModalities(UNet(3, in_channels=1, out_channels=4, channels=(2, 4, 8), strides=(2, 2)), [3])
     distiller = CooperativeDistiller(
         student, group, make_terms(("pair", "t1")), side_stages=("encoder_1",), input_shape=[1, 4, 16, 16, 16]
     )
@@ -302,7 +302,7 @@ def test_an_unknown_view_is_named_with_the_known_ones():
 
 def test_side_heads_need_an_input_shape():
     with pytest.raises(ValueError, match="input_shape"):
-        CooperativeDistiller(SelectChannels(make_network(), [3]), make_group(), make_terms())
+        CooperativeDistiller(RouteModalities(make_network(), [3]), make_group(), make_terms())
 
 
 def test_teachers_without_a_term_are_not_run():

@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["SelectChannels"]
+__all__ = ["RouteModalities"]
 
 
-class SelectChannels(nn.Module):
+class RouteModalities(nn.Module):
     """Hand a network the channels of the image that are its own: the routing of modalities.
 
-    Stages and heads are those of the wrapped network, and so is the state dict: its keys are the network's own.
+    Stages and heads are those of the wrapped network, and so is the state dict: its keys are the network's own, so that
+    a student's file fits the network alone. For a teacher that was loaded, see
+    :class:`monai_kd.teachers.SelectChannels`.
 
     Args:
         network: takes as many channels as are selected.

@@ -1,0 +1,65 @@
+"""The stages of `experiments.py` that compare a student of one modality with and without teachers of the others.
+
+The teachers are trained once and taken as they are, so that all arms share them; the method in its joint form, which is
+what the bundle ships, is trained beside. Records go to docs/results/mtcm_kd.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+
+from bundle_runs import REPOSITORY
+from experiment_runs import SEEDS, Run, publish, train_side_by_side
+
+BUNDLE = REPOSITORY / "bundles" / "mtcm-kd"
+RESULTS = REPOSITORY / "docs" / "results" / "mtcm_kd"
+# float32 on every machine: the arms may be trained on several
+SETTINGS = {"cpu_bfloat16": False}
+ON_ALL_SEEDS = {
+    "baseline": ("baseline.yaml",),
+    "early_fusion": ("early_fusion.yaml",),
+    "mtcm_kd_pretrained": ("pretrained.yaml",),
+    "response_kd_pretrained": ("pretrained.yaml", "response_kd.yaml"),
+}
+ON_ONE_SEED = {
+    "cdsfl_only_pretrained": ("pretrained.yaml", "cdsfl_only.yaml"),
+    "uniform_weights_pretrained": ("pretrained.yaml", "uniform_weights.yaml"),
+    "mtcm_kd": (),
+}
+
+
+def teachers() -> Run:
+    """Return the training of the teachers and their fusion."""
+    return _run("mtcm_teachers", ("teachers.yaml",), SEEDS[0])
+
+
+def students() -> list[Run]:
+    """Return all other trainings, those of several seeds first."""
+    wanted = [(name, seed) for seed in SEEDS for name in ON_ALL_SEEDS]
+    wanted += [(name, SEEDS[0]) for name in ON_ONE_SEED]
+    overlays = {**ON_ALL_SEEDS, **ON_ONE_SEED}
+    return [_run(name, overlays[name], seed) for name, seed in wanted]
+
+
+def _run(name: str, overlays: Iterable[str], seed: int) -> Run:
+    return Run(BUNDLE, f"{name}-seed{seed}", ["train.yaml", *overlays], seed, RESULTS, SETTINGS)
+
+
+def train(workers: int, threads: int) -> None:
+    """Train those that need no teachers beside the teachers, then the rest; publish the joint form."""
+    everything = students()
+    free = [run for run in everything if run.name.startswith(("baseline", "early_fusion"))]
+    train_side_by_side([teachers(), *free], workers, threads)
+    target = BUNDLE / "models" / "teachers" / "model.pt"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(teachers().run_dir / "model.pt", target)
+    train_side_by_side([run for run in everything if run not in free], workers, threads)
+    publish(next(run for run in everything if run.name == f"mtcm_kd-seed{SEEDS[0]}"))
+
+
+def score(threads: int) -> None:
+    """Score all of them on the test cases, one at a time, so that the timings are clean."""
+    for run in (teachers(), *students()):
+        run.score(threads)
+        shutil.copyfile(run.run_dir / "split.json", run.results / "split.json")

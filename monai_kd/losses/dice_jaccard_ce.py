@@ -60,13 +60,13 @@ class DiceJaccardCE(nn.Module):
                 f"logits are {tuple(logits.shape)}; give (batch, classes, *spatial) with at least 2 classes"
             )
         with torch.autocast(logits.device.type, enabled=False):
-            log_p = torch.log_softmax(widen(logits), dim=1)
-            shares = self.shares(label, log_p)
-            if available is not None:
-                log_p, shares = _kept(log_p, shares, available)
-            if not len(log_p):
-                return (widen(logits) * 0).sum()
-            return self._value(log_p, shares)
+            wide = widen(logits)
+            shares = self.shares(label, wide)
+            if available is not None:  # before the softmax: what is left out may be no number
+                wide, shares = _kept(wide, shares, available)
+            if not len(wide):
+                return wide.sum()  # 0, with a gradient
+            return self._value(torch.log_softmax(wide, dim=1), shares)
 
     def shares(self, label: Tensor, like: Tensor) -> Tensor:
         """Return each class's share of each voxel, ``(B, K, *spatial)``, on the grid of ``like``."""
@@ -116,11 +116,11 @@ def _strides(fine: torch.Size, coarse: torch.Size) -> list[int]:
     return [size // own for size, own in pairs]
 
 
-def _kept(log_p: Tensor, shares: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:
+def _kept(logits: Tensor, shares: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:
     """Leave out the samples that are not available."""
-    if available.shape != log_p.shape[:1]:
+    if available.shape != logits.shape[:1]:
         raise ValueError(
-            f"available has the shape {tuple(available.shape)}; give one number per sample, ({len(log_p)},)"
+            f"available has the shape {tuple(available.shape)}; give one number per sample, ({len(logits)},)"
         )
     kept = available > 0
-    return log_p[kept], shares[kept]
+    return logits[kept], shares[kept]

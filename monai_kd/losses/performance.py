@@ -145,9 +145,11 @@ class PerformanceKL(MultiTeacherKL):
         if available is None:
             return shares
         there = self._there(available, like).t().reshape(len(self.dice), -1, 1, *ones).to(like.dtype)
+        # where nobody is, the sample does not count; its mixture must be finite all the same, or 0 times it is NaN
+        there = torch.where(there.sum(dim=0, keepdim=True) > 0, there, torch.ones_like(there))
         left = shares * there
         total = left.sum(dim=0, keepdim=True)
-        even = there / there.sum(dim=0, keepdim=True).clamp_min(1.0)  # whoever is there has no share of its own
+        even = there / there.sum(dim=0, keepdim=True)  # whoever is there has no share of its own
         return torch.where(total > 0, left / torch.where(total > 0, total, 1.0), even)
 
     def _table(self, weights: Tensor, classes: int) -> Tensor:

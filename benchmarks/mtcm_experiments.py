@@ -47,15 +47,16 @@ def _run(name: str, overlays: Iterable[str], seed: int) -> Run:
 
 
 def train(workers: int, threads: int) -> None:
-    """Train those that need no teachers beside the teachers, then the rest; publish the joint form."""
-    everything = students()
-    free = [run for run in everything if run.name.startswith(("baseline", "early_fusion"))]
-    train_side_by_side([teachers(), *free], workers, threads)
+    """Train everything, those that need no teachers first; publish the joint form and the teachers."""
+    (joint,) = (run for run in students() if run.name == f"mtcm_kd-seed{SEEDS[0]}")
+    others = [run for run in students() if run is not joint and run.name != joint.name]
+    free = [run for run in others if "pretrained.yaml" not in run.configs]
+    train_side_by_side([teachers(), joint, *free], workers, threads)
     target = BUNDLE / "models" / "teachers" / "model.pt"
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(teachers().run_dir / "model.pt", target)
-    train_side_by_side([run for run in everything if run not in free], workers, threads)
-    publish(next(run for run in everything if run.name == f"mtcm_kd-seed{SEEDS[0]}"))
+    publish(joint)
+    train_side_by_side([run for run in others if run not in free], workers, threads)
 
 
 def score(threads: int) -> None:

@@ -14,6 +14,7 @@ __all__ = ["TINY", "TINY_UNET3D", "bundle_run", "monai_bundle"]
 # the overrides that make a bundle's own network tiny
 TINY: dict[str, dict[str, Any]] = {
     "distill-dsm": {"network_def::channels": [16, 16, 16]},
+    "mtcm-kd": {"network_def::channels": [4, 8, 8, 8], "teacher_channels": [4, 8, 8, 8]},
     "teacher": {"network_def::filters": [4, 8, 8, 8]},
     "student": {"network_def::channels": [4, 4, 8]},
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from brain_tumors import brain_tumors
 
 # two threads cost more than they bring on networks this small
 torch.set_num_threads(1)
@@ -43,3 +45,10 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MONAI_KD_DATA is not set to a folder: this test needs real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def data_for(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return what a bundle trains on, or with ``images=True`` what it segments: a folder, or one with ``imagesTs``."""
+    tumors, tumor_images = brain_tumors(tmp_path_factory.mktemp("tumors") / "data")
+    return lambda bundle, images=False: (tumor_images if images else tumors) if bundle == "mtcm-kd" else phantoms

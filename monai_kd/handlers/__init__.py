@@ -1,5 +1,6 @@
 """What a run records and shows."""
 
+from monai_kd.handlers.attach import Attach
 from monai_kd.handlers.average_weights import AverageWeights
 from monai_kd.handlers.case_scores import CaseScores, write_metrics_csv
 from monai_kd.handlers.checkpoints import ResumableTraining, SaveBest
@@ -19,6 +20,7 @@ from monai_kd.handlers.teacher_scores import TeacherScores
 from monai_kd.handlers.training_record import TrainingRecord
 
 __all__ = [
+    "Attach",
     "AverageWeights",
     "CaseScores",
     "ClipGradients",

@@ -39,18 +39,37 @@ def tiny_teacher(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def data_of(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], Path]:
-    """Return the phantoms in the form that the overlays among some files ask for."""
+def data_of(
+    phantoms: Path, data_for: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Return the phantoms in the form that a bundle, or the overlays among some of its files, ask for."""
     root = tmp_path_factory.mktemp("other_data")
     one_class, brats = with_one_class(phantoms, root / "one_class"), as_brats(phantoms, root / "brats")
     forms = {"left_atrium.yaml": one_class, "prostate.yaml": one_class}
     forms |= {"brats.yaml": brats, "inference_brats.yaml": brats}
-    return lambda files: next((forms[name] for name in files if name in forms), phantoms)
+
+    def folder(files: Sequence[str], bundle: str = "") -> Path:
+        if bundle == "mtcm-kd":
+            return data_for(bundle, images=files[0] == "inference.yaml" and "inference_brats.yaml" not in files)
+        return next((forms[name] for name in files if name in forms), phantoms)
+
+    return folder
+
+
+def random_teachers(bundle: Path, files: Sequence[str], overrides: dict[str, Any], path: Path) -> str:
+    """Write random weights for the teachers that some files define."""
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / name) for name in files])
+    for key, value in overrides.items():
+        parser[key] = value
+    torch.manual_seed(0)
+    torch.save(parser.get_parsed_content("teachers_def").state_dict(), path)
+    return str(path)
 
 
 @pytest.fixture
 def workflow(
-    data_of: Callable[[Sequence[str]], Path], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_of: Callable[..., Path], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., ConfigWorkflow]]:
     """Build and initialize a bundle's workflow on the phantoms, with a tiny network: ``workflow(bundle, files)``."""
     monkeypatch.chdir(tmp_path)  # a configuration that writes into the current folder must not find the repository
@@ -59,7 +78,7 @@ def workflow(
     def build(bundle: Path, files: Sequence[str], workflow_type: str = "train", **overrides: Any) -> ConfigWorkflow:
         defaults: dict[str, Any] = {
             "bundle_root": str(bundle),
-            "dataset_dir": str(data_of(files)),
+            "dataset_dir": str(data_of(files, bundle.name)),
             **(TINY_UNET3D if "unet3d.yaml" in files else TINY[bundle.name]),
         }
         if workflow_type == "train":
@@ -67,6 +86,8 @@ def workflow(
             defaults["cpu_bfloat16"] = False
             if any("\nteacher_root:" in (bundle / "configs" / name).read_text() for name in files):
                 defaults["teacher_root"] = str(tiny_teacher)
+        if "pretrained.yaml" in files:
+            defaults["teachers_path"] = random_teachers(bundle, files, defaults, tmp_path / "teachers.pt")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="parsing config_file")  # MONAI's hint to trust the source
             flow = create_workflow(

@@ -25,6 +25,10 @@ from monai_kd.distillers import Distiller
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "student" / "configs"
 DISTILLERS = sorted(path.stem for path in (CONFIGS / "distillers").iterdir())
 
+# the parts of MTCM-KD, and all overlays of its training
+PARTS = ("response_kd", "cdsfl_only", "uniform_weights", "linear_weights", "two_levels", "t1_student", "paper")
+MTCM = (*PARTS, "baseline", "early_fusion", "teachers", "pretrained", "missing_modalities", "evaluate", "multi_gpu_train")
+
 # what each bundle ships, and every combination of files that its documents name
 FILES = {
     "distill-dsm": [
@@ -50,6 +54,27 @@ FILES = {
         "streaming.yaml",
         "train.yaml",
         "unet3d.yaml",
+    ],
+    "mtcm-kd": [
+        "baseline.yaml",
+        "cdsfl_only.yaml",
+        "early_fusion.yaml",
+        "evaluate.yaml",
+        "infer.json",
+        "inference.yaml",
+        "inference_brats.yaml",
+        "linear_weights.yaml",
+        "metadata.json",
+        "missing_modalities.yaml",
+        "multi_gpu_train.yaml",
+        "paper.yaml",
+        "pretrained.yaml",
+        "response_kd.yaml",
+        "t1_student.yaml",
+        "teachers.yaml",
+        "train.yaml",
+        "two_levels.yaml",
+        "uniform_weights.yaml",
     ],
     "teacher": [
         "evaluate.yaml",
@@ -90,6 +115,12 @@ COMBINATIONS = [
     ("distill-dsm", ("inference.yaml", "inference_sigmoid.yaml")),
     ("distill-dsm", ("inference.yaml", "inference_sigmoid.yaml", "inference_brats.yaml")),
     ("distill-dsm", ("inference.yaml", "inference_pancreas.yaml")),
+    ("mtcm-kd", ("train.yaml",)),
+    *(("mtcm-kd", ("train.yaml", f"{name}.yaml")) for name in MTCM),
+    *(("mtcm-kd", ("train.yaml", "pretrained.yaml", f"{name}.yaml")) for name in PARTS),
+    ("mtcm-kd", ("train.yaml", "teachers.yaml", "evaluate.yaml")),
+    ("mtcm-kd", ("inference.yaml",)),
+    ("mtcm-kd", ("inference.yaml", "inference_brats.yaml")),
     ("teacher", ("train.yaml",)),
     ("teacher", ("train.yaml", "evaluate.yaml")),
     ("teacher", ("train.yaml", "multi_gpu_train.yaml")),
@@ -203,7 +234,8 @@ def test_every_import_is_used_and_every_name_is_imported(folder, bundle, name):
     """Overlays that set ``imports`` replace the list, so they are judged together with the file they overlay."""
     base = "inference.yaml" if name.startswith(("inference", "streaming")) else "train.yaml"
     before = {"brats.yaml": ("sigmoid.yaml",), "inference_brats.yaml": ("inference_sigmoid.yaml",)}
-    names = (name,) if name == base else (base, *before.get(name, ()), name)
+    behind = before.get(name, ()) if bundle == "distill-dsm" else ()
+    names = (name,) if name == base else (base, *behind, name)
     config = merged(folder, bundle, names)
     imported = {statement.split(" as ")[-1].removeprefix("$import ").split(".")[0] for statement in config["imports"]}
     del config["imports"]
@@ -278,14 +310,17 @@ def test_the_shipped_network_fits_patch_and_window(folder, bundle):
     window = ConfigParser(config).get_parsed_content("roi_size")
     for size in (config["patch_size"], [9 if length < 0 else length for length in window]):
         with torch.inference_mode():
-            assert network(torch.zeros(1, 1, *size)).shape == (1, 3, *size)
+            assert network(torch.zeros(1, 1, *size)).shape == (1, len(config["class_names"]), *size)
     refused = [14 if bundle == "distill-dsm" else length - 2 for length in config["patch_size"]]
     with pytest.raises((RuntimeError, ValueError)), torch.inference_mode():
         network(torch.zeros(1, 1, *refused))
 
 
 # what inference needs of monai_kd; all else is MONAI's own
-OWN_TARGETS = {"distill-dsm": ["monai_kd.networks.nets.DSMUNet", "monai_kd.inferers.ChunkedDepthInferer"]}
+OWN_TARGETS = {
+    "distill-dsm": ["monai_kd.networks.nets.DSMUNet", "monai_kd.inferers.ChunkedDepthInferer"],
+    "mtcm-kd": ["monai_kd.networks.nets.ChannelAttentionResUNet"],
+}
 
 
 @pytest.mark.parametrize("bundle", list(FILES))
@@ -484,6 +519,7 @@ def test_images_of_several_files_are_read_by_one_thread(folder):
 
 # ids that no other id refers to, and why they may stand there
 RUN_LISTS = {"imports", "initialize", "run", "finalize"}
+TEACHERS_ALONE = {"performance", "performance_tau", "temperature", "staged", "student_modalities"}
 UNUSED_BY_DESIGN = {
     # a window in place of chunks, and slice by slice
     ("distill-dsm", ("train.yaml", "unet3d.yaml")): {"chunk"},
@@ -492,6 +528,16 @@ UNUSED_BY_DESIGN = {
     ("distill-dsm", ("inference.yaml", "streaming.yaml")): {"chunk"},
     # cases in place of a folder's images
     ("distill-dsm", ("inference.yaml", "inference_sigmoid.yaml", "inference_brats.yaml")): {"images_dir"},
+    ("mtcm-kd", ("inference.yaml", "inference_brats.yaml")): {"images_dir"},
+    # teachers alone are weighed for nobody
+    ("mtcm-kd", ("train.yaml", "teachers.yaml")): TEACHERS_ALONE,
+    # nor are they scored where the student is
+    ("mtcm-kd", ("train.yaml", "evaluate.yaml")): {"teacher_val_interval", "scored_teachers"},
+    ("mtcm-kd", ("train.yaml", "teachers.yaml", "evaluate.yaml")): {
+        *TEACHERS_ALONE,
+        "teacher_val_interval",
+        "scored_teachers",
+    },
     # the overlay cuts the teacher off by `distiller_def::teachers: {}`, which nothing else refers to
     ("student", ("train.yaml", "baseline.yaml")): {"teacher"},
     # the same by a distiller that has no teacher

@@ -80,10 +80,10 @@ class PerformanceWeights:
         seen = self.distiller.seen
         if seen is None:
             return
-        classes = 1 + max(max(members) for members in self.loss.regions.values())
+        other = 1 + max(max(members) for members in self.loss.regions.values())  # all classes of no region
         counts = torch.stack(
             [
-                self._counts(pred, seen.label, seen.available[:, number], classes)
+                self._counts(pred, seen.label, seen.available[:, number], other)
                 for number, pred in enumerate(seen.classes)
             ]
         )  # (M, K, K)
@@ -98,11 +98,13 @@ class PerformanceWeights:
         moved = torch.where(own > 0, self.decay * own + (1 - self.decay) * new, new)
         own.copy_(torch.where(found.to(own.device), moved, own))
 
-    @staticmethod
-    def _counts(pred: Tensor, label: Tensor, available: Tensor, classes: int) -> Tensor:
+    def _counts(self, pred: Tensor, label: Tensor, available: Tensor, other: int) -> Tensor:
         kept = available > 0
-        index = label.reshape(pred.shape).to(pred.device)
-        return confusion_matrix(pred[kept], index[kept], classes)
+        index = label.reshape(pred.shape).to(pred.device).long()
+        known = index.clamp(max=other)
+        if self.loss.ignore_index is not None:  # a row behind the last one, which is not counted
+            known = known.masked_fill(index == self.loss.ignore_index, other + 1)
+        return confusion_matrix(pred[kept].clamp(max=other), known[kept], other + 1)
 
     def _report(self, engine: Engine) -> None:
         values = self.loss.dice.tolist()

@@ -36,6 +36,7 @@ class TeacherScores:
         interval: validations from one such scoring to the next; 0 for none.
         weights: the :class:`PerformanceWeights` of the training, whose Dice are set if its source is ``validation``;
             their regions must be the classes.
+        empty: Dice of a class that prediction and label both lack; None does not count it. As for the student.
 
     Raises:
         ValueError: ``interval`` is no whole number of at least 0, it is 0 and the weights wait for a validation, or the
@@ -50,6 +51,7 @@ class TeacherScores:
         postprocessing: Callable[[dict[str, Any]], dict[str, Any]],
         interval: int = 1,
         weights: PerformanceWeights | None = None,
+        empty: float | None = None,
     ) -> None:
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 0:
             raise ValueError(f"interval is {interval!r}; it must be a number of validations, 0 for none")
@@ -60,7 +62,7 @@ class TeacherScores:
             self._check_weights(self.weights)
         self._heads = _AllHeads(teachers)
         self._count = 0
-        self._scores = {name: _scores(self.class_names) for name in teachers.head_names}
+        self._scores = {name: _scores(self.class_names, empty) for name in teachers.head_names}
 
     def attach(self, engine: Engine) -> None:
         if not self.interval:
@@ -136,5 +138,5 @@ class _AllHeads(nn.Module):
         return torch.cat(whole, dim=1)
 
 
-def _scores(class_names: Sequence[str]) -> MeanCaseDice:
-    return MeanCaseDice(class_names, output_transform=lambda output: output)
+def _scores(class_names: Sequence[str], empty: float | None) -> MeanCaseDice:
+    return MeanCaseDice(class_names, output_transform=lambda output: output, empty=empty)

@@ -14,7 +14,8 @@ def confusion_matrix(pred: Tensor, label: Tensor, classes: int) -> Tensor:
     """Count voxels by labeled and predicted class, in one pass and without leaving the device.
 
     Args:
-        pred, label: class indices of one shape, whole numbers from 0 to ``classes - 1``.
+        pred, label: class indices of one shape, whole numbers from 0 to ``classes - 1``. Voxels with a higher label
+            do not count; a higher prediction would be counted as another pair.
         classes: K.
 
     Returns:

@@ -340,6 +340,50 @@ def test_arms_that_differ_in_method_seed_or_place_share_the_schedule_hash(tmp_pa
     assert content(tmp_path, changes)["schedule_hash"] == content(tmp_path)["schedule_hash"]
 
 
+# what trains teachers and heads that are not the student's
+TEACHERS = {
+    f"terms::{name}": {"_target_": "x", "student": f"teachers/{name}", "_disabled_": True}
+    for name in ("flair", "fused")
+}
+SIDE = {"terms::side": {"_target_": "x", "student": "student/side_1", "target": "label", "_disabled_": True}}
+
+
+@pytest.mark.parametrize("changes", [TEACHERS, SIDE, {**TEACHERS, **SIDE}])
+def test_terms_of_teachers_and_side_heads_belong_to_the_method(tmp_path, changes):
+    assert content(tmp_path, changes)["schedule_hash"] == content(tmp_path)["schedule_hash"]
+
+
+@pytest.mark.parametrize("student", ["student/logits", "student/logits_1", ["student/logits"]])
+def test_a_supervised_term_of_the_student_does_not(tmp_path, student):
+    changes = {"terms::more": {"_target_": "x", "student": student, "target": "label", "_disabled_": True}}
+    assert content(tmp_path, changes)["schedule_hash"] != content(tmp_path)["schedule_hash"]
+
+
+def test_ids_of_the_method_leave_the_schedule_hash_alone(tmp_path):
+    def hashes(**knobs: Any) -> tuple[str, str]:
+        found = content(tmp_path, {"record::method_ids": "@method_ids", **knobs})
+        return found["schedule_hash"], found["recipe_hash"]
+
+    ids = {"method_ids": ["temperature", "staged"]}
+    base = hashes(**ids, temperature=4.0)
+    assert hashes(**ids, temperature=20.0, staged=True) == base
+    assert hashes(method_ids=["temperature"], temperature=4.0) == base  # nor does the list itself
+    assert hashes(**ids, temperature=4.0, max_norm=1.0) != base
+    assert hashes(method_ids=[], temperature=4.0) != base
+
+
+@pytest.mark.parametrize("key", ["schedule_hash", "recipe_hash"])
+def test_a_precision_that_is_written_down_counts_in_place_of_the_hardware(tmp_path, monkeypatch, key):
+    def on(has_bfloat16: bool, asked: Any) -> str:
+        monkeypatch.setattr("monai_kd.handlers.training_record.cpu_has_bfloat16", lambda: has_bfloat16)
+        return content(tmp_path, {"cpu_bfloat16": asked})[key]
+
+    assert on(True, False) == on(False, False)
+    assert on(True, False) != on(True, True)
+    expression = "$monai_kd.inferers.cpu_has_bfloat16()"
+    assert on(True, expression) != on(False, expression)
+
+
 def test_handlers_of_the_method_are_no_part_of_the_schedule():
     stop = {"_target_": "EarlyStopHandler"}
     ours = [{"_target_": f"monai_kd.handlers.{name}"} for name in ("TermSchedules", "EMATeacher", "GradientRatios")]

@@ -27,7 +27,7 @@ DISTILLERS = sorted(path.stem for path in (CONFIGS / "distillers").iterdir())
 
 # the parts of MTCM-KD, and all overlays of its training
 PARTS = ("response_kd", "cdsfl_only", "uniform_weights", "linear_weights", "two_levels", "t1_student", "paper")
-MTCM = (*PARTS, "baseline", "early_fusion", "teachers", "pretrained", "missing_modalities", "evaluate", "multi_gpu_train")
+ARMS = ("baseline", "early_fusion", "teachers", "pretrained", "missing_modalities", "evaluate", "multi_gpu_train")
 
 # what each bundle ships, and every combination of files that its documents name
 FILES = {
@@ -116,7 +116,7 @@ COMBINATIONS = [
     ("distill-dsm", ("inference.yaml", "inference_sigmoid.yaml", "inference_brats.yaml")),
     ("distill-dsm", ("inference.yaml", "inference_pancreas.yaml")),
     ("mtcm-kd", ("train.yaml",)),
-    *(("mtcm-kd", ("train.yaml", f"{name}.yaml")) for name in MTCM),
+    *(("mtcm-kd", ("train.yaml", f"{name}.yaml")) for name in (*PARTS, *ARMS)),
     *(("mtcm-kd", ("train.yaml", "pretrained.yaml", f"{name}.yaml")) for name in PARTS),
     ("mtcm-kd", ("train.yaml", "teachers.yaml", "evaluate.yaml")),
     ("mtcm-kd", ("inference.yaml",)),

@@ -44,10 +44,10 @@ class PreActivationResBlock(nn.Module):
         conv = Conv[Conv.CONV, spatial_dims]
         self.main = nn.Sequential(
             group_norm(in_channels),
-            nn.LeakyReLU(_SLOPE),
+            nn.LeakyReLU(_SLOPE, inplace=True),  # of a fresh normalization, as below: one map less to keep
             conv(in_channels, out_channels, 3, stride=stride, padding=1),
             group_norm(out_channels),
-            nn.LeakyReLU(_SLOPE, inplace=True),  # of a fresh normalization
+            nn.LeakyReLU(_SLOPE, inplace=True),
             conv(out_channels, out_channels, 3, padding=1),
         )
         self.skip = nn.Sequential(

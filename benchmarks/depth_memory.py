@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurements import publish
+from measurements import publish, reset_peak, resident_mb
 from torch import Tensor
 from tqdm import tqdm
 
@@ -84,14 +84,6 @@ def streamed_in_threads(_: SliceStack, depth: int, size: int) -> Callable[[], An
 WAYS = {"whole": whole, "chunked": chunked, "streamed": streamed, "streamed_in_threads": streamed_in_threads}
 
 
-def resident_mb(key: str) -> float:
-    """Return VmRSS, the resident size, or VmHWM, the largest so far, in MB (10**6 bytes)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"/proc/self/status has no {key}")
-
-
 def measure(way: str, depth: int, size: int, threads: int) -> dict[str, float]:
     """Run one inference in this process; seconds per slice and MB."""
     torch.set_num_threads(threads)
@@ -100,7 +92,7 @@ def measure(way: str, depth: int, size: int, threads: int) -> dict[str, float]:
     with torch.no_grad():
         run = WAYS[way](network, depth, size)
         network(torch.zeros(1, 1, 16, 16, 1))  # loads what torch loads at first use
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
+        reset_peak()
         before, start = resident_mb("VmRSS"), time.perf_counter()
         run()
         seconds = time.perf_counter() - start

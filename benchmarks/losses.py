@@ -32,7 +32,7 @@ import textbook_losses as textbook
 import torch
 import torch.nn.functional as F
 from bundle_runs import REPOSITORY
-from measurements import publish
+from measurements import allocated_peak, publish
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -149,16 +149,7 @@ def peak_bytes(formula: Formula, inputs: Inputs) -> int:
         before = torch.cuda.memory_allocated()
         run(formula, inputs)
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run(formula, inputs)
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return allocated_peak(lambda: run(formula, inputs))
 
 
 def measure(pair: Pair, inputs: Inputs, rounds: int) -> dict[str, Any]:

@@ -68,6 +68,7 @@ bench: install
 	$(if $(MONAI_KD_DATA),$(PY) benchmarks/pulls.py,@echo "benchmarks/pulls.py needs real data: set MONAI_KD_DATA")
 	OMP_WAIT_POLICY=PASSIVE $(PY) benchmarks/depth_shift.py
 	$(PY) benchmarks/depth_memory.py
+	$(PY) benchmarks/mtcm_step.py
 
 docs: install
 	$(PY) -m sphinx -W --keep-going -E -b html -d docs/_build/doctrees docs docs/_build/html

@@ -8,7 +8,7 @@ No number in a README or a model card is typed: a document names the protocol it
 and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
 ``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters:
 ``depth_learning``, ``depth_memory``, ``depth_shift``, ``distill_dsm``, ``distillers``, ``exports``, ``loss_costs``,
-``noisy_labels``, ``pulls``.
+``mtcm_step``, ``noisy_labels``, ``pulls``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from monai_kd.visualize.depth_shift_costs import depth_shift_table
 from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.exports import exports_table
 from monai_kd.visualize.loss_costs import loss_costs_table
+from monai_kd.visualize.mtcm_step import mtcm_step_table
 from monai_kd.visualize.networks import networks_table
 from monai_kd.visualize.noisy_labels import noisy_labels_table
 from monai_kd.visualize.pulls import pulls_table
@@ -45,6 +46,7 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "exports": lambda folder, _records: exports_table(folder / "exports.json"),
     "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),
+    "mtcm_step": lambda folder, _records: mtcm_step_table(folder / "mtcm_step.json"),
     "noisy_labels": lambda folder, _records: noisy_labels_table(folder / "zoo" / "noisy_labels.json"),
     "pulls": lambda folder, _records: pulls_table(folder / "zoo" / "pulls.json"),
 }

@@ -34,8 +34,7 @@ class DiceJaccardCE(nn.Module):
 
     Shape:
         logits: ``(B, K, *spatial)``, K >= 2.
-        label: class indices ``(B, 1, *spatial)`` or ``(B, *spatial)``, on the same grid or one a whole number of times
-            finer.
+        label: class indices ``(B, 1, *spatial)`` or ``(B, *spatial)``, also on a grid a whole number of times finer.
         available: optional ``(B,)`` of 0 and 1; samples of 0 do not count. If none counts the loss is exactly 0.
 
     Raises:

@@ -70,8 +70,9 @@ class PerformanceKL(MultiTeacherKL):
         student_logits: ``(B, K, *spatial)``, interpolated to the teachers' grid.
         teacher_logits: list of M logits ``(B, K, *spatial)``.
         label: class indices ``(B, 1, *spatial)``; read by ``region`` (and by ``ignore_index`` and weight maps).
-        available: optional ``(B, M)`` of 0 and 1: which teachers a sample has the modality of; the others' shares go
-            to those at hand. A sample without any does not count.
+        available: optional ``(B, M)`` of 0 and 1, whose modality a sample has; see below.
+
+    The shares of teachers that are not available go to the others. A sample without any teacher does not count.
 
     Raises:
         ValueError: a setting out of range, another number of teachers, or ``region`` without a label.

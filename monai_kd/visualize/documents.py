@@ -8,7 +8,7 @@ No number in a README or a model card is typed: a document names the protocol it
 and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
 ``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters:
 ``depth_learning``, ``depth_memory``, ``depth_shift``, ``distill_dsm``, ``distillers``, ``exports``, ``loss_costs``,
-``mtcm_step``, ``noisy_labels``, ``pulls``.
+``mtcm_kd``, ``mtcm_step``, ``noisy_labels``, ``pulls``.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "exports": lambda folder, _records: exports_table(folder / "exports.json"),
     "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),
+    "mtcm_kd": lambda _folder, records: networks_table(records, "mtcm-kd", ("baseline", "early_fusion")),
     "mtcm_step": lambda folder, _records: mtcm_step_table(folder / "mtcm_step.json"),
     "noisy_labels": lambda folder, _records: noisy_labels_table(folder / "zoo" / "noisy_labels.json"),
     "pulls": lambda folder, _records: pulls_table(folder / "zoo" / "pulls.json"),

@@ -21,7 +21,8 @@ PAGES = sorted(path for path in (REPOSITORY / "docs").rglob("*.md") if "_build" 
 DOCUMENTS = [*PAGES, *REPOSITORY.glob("*.md"), *(REPOSITORY / "bundles").glob("**/*.md")]
 FOLDERS = ("benchmarks", "bundles", "docs", "monai_kd", "tests")
 
-BUNDLE_OF_PAGE = {"slices.md": "distill-dsm", "one_modality.md": "mtcm-kd"}  # whose commands a page shows; else the student's
+# whose commands a page shows; else the student's
+BUNDLE_OF_PAGE = {"slices.md": "distill-dsm", "one_modality.md": "mtcm-kd"}
 _OF_MONAI = ("--config_file", "--tracking")  # arguments of `monai.bundle run` itself
 
 

@@ -17,8 +17,8 @@ from monai_kd.hub import fetch_bundle, index_bundles, pack_bundle, verify_bundle
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("name", ["teacher", "student", "distill-dsm"])
-def test_a_packed_bundle_arrives_whole_and_segments_like_the_original(repository, phantoms, tmp_path, name):
+@pytest.mark.parametrize("name", ["teacher", "student", "distill-dsm", "mtcm-kd"])
+def test_a_packed_bundle_arrives_whole_and_segments_like_the_original(repository, data_for, tmp_path, name):
     (tmp_path / "www").mkdir()
     packed = pack_bundle(repository / "bundles" / name, tmp_path / "www")
     with FileServer(tmp_path / "www") as web:
@@ -33,9 +33,10 @@ def test_a_packed_bundle_arrives_whole_and_segments_like_the_original(repository
     failed = [check for check in verify_bundle(fetched, None, None) if not check.passed]
     assert failed == []
     labels = []
+    images = data_for(name, images=True)
     for bundle in (repository / "bundles" / name, fetched):
         out = tmp_path / f"out{len(labels)}"
-        bundle_run(bundle, ["inference.yaml"], tmp_path / "cwd", dataset_dir=phantoms, output_dir=out)
+        bundle_run(bundle, ["inference.yaml"], tmp_path / "cwd", dataset_dir=images, output_dir=out)
         labels.append([np.asarray(nib.load(path).dataobj) for path in sorted(Path(out).glob("*.nii.gz"))])
     assert len(labels[0]) == len(labels[1]) == 2
     assert all(np.array_equal(one, other) for one, other in zip(*labels, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monai_kd.networks.blocks import ChannelGate
+from monai_kd.networks.blocks import ChannelGate, channel_gate
 
 
 def make_gate(channels: int = 6, reduction: int = 2) -> ChannelGate:
@@ -78,3 +78,30 @@ def test_the_hidden_layer_has_at_least_one_unit(channels, reduction, hidden):
 def test_bad_settings_are_refused(channels, reduction):
     with pytest.raises(ValueError, match="it must be a whole number above 0"):
         ChannelGate(channels, reduction)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("is_half", [False, True])
+def test_gradients_of_mean_and_maximum_in_place_are_those_of_autograd_to_the_bit(layout, is_half, monkeypatch):
+    torch.manual_seed(0)
+    gate = ChannelGate(8, reduction=2)
+    features = torch.randn(2, 8, 4, 6, 4).contiguous(memory_format=layout)
+    features[0, 0, :2] = 9.0  # a maximum that is reached more than once
+    weight = torch.randn_like(features)
+    found = []
+    for is_plain in (True, False):
+        monkeypatch.setattr(channel_gate, "_is_plain_training", lambda _, answer=is_plain: answer)
+        given = features.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            result = gate(given * 1.0)
+        (result.float() * weight).sum().backward()
+        found.append([result.detach(), given.grad, *(value.grad.clone() for value in gate.parameters())])
+        gate.zero_grad()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_second_derivative_is_refused():
+    given = torch.randn(1, 4, 2, 2, 2, requires_grad=True)
+    (first,) = torch.autograd.grad(ChannelGate(4)(given).sum(), given, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -35,8 +35,13 @@ class Run:
     def log(self, stage: str) -> Path:
         return self.bundle / "runs" / "logs" / f"{self.name}-{stage}.txt"  # a run sets aside what its folder holds
 
+    @property
+    def only_published(self) -> bool:
+        """Whether the run is done and its folder gone: its record is kept, its weights are not."""
+        return finished(self.results / self.name) and not (self.run_dir / "run.json").is_file()
+
     def train(self, threads: int) -> None:
-        if finished(self.run_dir):
+        if finished(self.run_dir) or self.only_published:
             print(f"finished already: {self.name}", flush=True)
             return
         # relative paths: the executed configuration becomes part of the published record
@@ -50,6 +55,9 @@ class Run:
 
     def score(self, threads: int) -> None:
         target = self.results / self.name
+        if self.only_published:
+            print(f"scored already: {self.name}", flush=True)
+            return
         trained = record(self.run_dir)["network"]["weights_sha256"]
         if finished(target) and record(target)["network"]["weights_sha256"] == trained:
             print(f"scored already: {self.name}", flush=True)

@@ -57,18 +57,28 @@ def train(workers: int, threads: int) -> None:
     others = [run for run in students() if run.name != joint.name]
     free = [run for run in others if "pretrained.yaml" not in run.configs]
     train_side_by_side([teachers(), joint, *free], workers, threads)
-    target = BUNDLE / "models" / "teachers" / "model.pt"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(teachers().run_dir / "model.pt", target)
-    publish(joint)
+    publish_teachers()
+    if not joint.only_published:
+        publish(joint)
     train_side_by_side([run for run in others if run not in free], workers, threads)
+
+
+def publish_teachers() -> None:
+    """Put the teachers' weights where pretrained.yaml looks for them, unless they are there from an earlier machine."""
+    trained, target = teachers().run_dir / "model.pt", BUNDLE / "models" / "teachers" / "model.pt"
+    if trained.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(trained, target)
+    elif not target.is_file():
+        raise FileNotFoundError(f"'{target}' is missing and its training is gone: train the teachers again")
 
 
 def score(threads: int) -> None:
     """Score all of them on the test cases, one at a time, so that the timings are clean; and the floor."""
     for run in (teachers(), *students()):
         run.score(threads)
-        shutil.copyfile(run.run_dir / "split.json", run.results / "split.json")
+        if not run.only_published:
+            shutil.copyfile(run.run_dir / "split.json", run.results / "split.json")
     score_background(threads)
     save_figure(networks_figure(load_records(RESULTS), BUNDLE.name, ("baseline", "early_fusion")), RESULTS / "arms.png")
 

@@ -22,8 +22,8 @@ def axis_length(expression: int | str, n: int) -> int:
 def tracing(network: nn.Module, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return what MONAI's ``ckpt_export`` needs besides: nothing for a script.
 
-    A stack of slices counts them in Python, and the channel-attention U-Net answers by a list in training, which a script
-    cannot; their traces hold for any number and size.
+    A stack of slices counts them in Python, and the channel-attention U-Net answers by a list in training, which a
+    script cannot; their traces hold for any number and size.
     """
     if not isinstance(network, (SliceStack, ChannelAttentionResUNet)):
         return {}

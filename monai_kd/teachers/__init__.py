@@ -3,8 +3,8 @@
 from monai_kd.teachers.contract import check_teacher
 from monai_kd.teachers.ensemble import EnsembleTeacher
 from monai_kd.teachers.load import load_teacher
+from monai_kd.teachers.plain_weights import load_weights
 from monai_kd.teachers.report import LoadReport, load_report
-from monai_kd.teachers.weights import load_weights
 from monai_kd.teachers.wrappers import (
     MapClasses,
     PadToMultiple,

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.utils import optional_import
-from torch import nn
 
 __all__ = [
     "file_sha256",
     "find_weights",
     "is_torchscript",
-    "load_weights",
     "read_nnunet_checkpoint",
     "read_state_dict",
     "weight_files",
@@ -158,32 +156,3 @@ def is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
-    """Give a network the weights of a file, all of them, and return it.
-
-    Args:
-        network: built as the one that was saved.
-        path: a state dict, plain or under ``model``, ``state_dict`` or ``network``; tensors alone are read.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or its weights are another network's; names the first that differ.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"weights '{file}' do not exist; train them first, or give the path of trained ones")
-    state = read_state_dict(file, None, "cpu")
-    try:
-        result = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # shapes
-        first = str(error).strip().splitlines()[1:2] or [str(error)]
-        raise ValueError(
-            f"'{file}' holds the weights of another {type(network).__name__}: {first[0].strip()}"
-        ) from None
-    if result.missing_keys or result.unexpected_keys:
-        kinds = (("lacks", result.missing_keys), ("has besides", result.unexpected_keys))
-        said = "; ".join(f"it {verb} {len(keys)}, such as {keys[0]}" for verb, keys in kinds if keys)
-        raise ValueError(f"'{file}' holds the weights of another network than this {type(network).__name__}: {said}")
-    return network

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from monai_kd.networks import RouteModalities
-from monai_kd.teachers.weights import load_weights
+from monai_kd.teachers import load_weights
 
 
 def make_network(width: int = 4, fill: float | None = None) -> nn.Sequential:

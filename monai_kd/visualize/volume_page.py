@@ -112,7 +112,7 @@ def _plot_layout() -> dict[str, Any]:
         f"{name}axis": {**axis, "title": {"text": f"{text}, mm"}, "showspikes": False} for name, text in ends.items()
     }
     # from the front, a little from the patient's right and from above
-    camera = {"eye": {"x": 1.0, "y": 1.7, "z": 0.7}, "up": {"x": 0, "y": 0, "z": 1}}
+    camera = {"eye": {"x": 1.15, "y": 1.95, "z": 0.8}, "up": {"x": 0, "y": 0, "z": 1}}
     return {
         "scene": {**scene, "aspectmode": "data", "camera": camera, "dragmode": "orbit"},
         "paper_bgcolor": BACKGROUND,
@@ -172,7 +172,7 @@ body {{ margin: 0; background: {BACKGROUND}; color: {TEXT};
 main {{ max-width: 1200px; margin: 0 auto; padding: 18px 20px 48px; }}
 h1 {{ font-size: 20px; margin: 0 0 10px; overflow-wrap: anywhere; }}
 .stage {{ border: 1px solid {_LINE}; border-radius: 10px; overflow: hidden; }}
-.stage:has(#scene) {{ height: 68vh; min-height: 380px; }}
+.stage:has(#scene) {{ height: 620px; }}
 .empty {{ padding: 60px 20px; text-align: center; color: {_MUTED}; }}
 .warning {{ color: #ff9f0a; font-weight: 600; }}
 .controls {{ display: flex; flex-wrap: wrap; gap: 10px; align-items: center; margin: 0 0 12px; }}

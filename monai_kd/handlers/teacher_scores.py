@@ -96,7 +96,8 @@ class TeacherScores:
         was_training = self.teachers.training
         self.teachers.eval()
         try:
-            joined = self.inferer(output["image"], self._heads)
+            with torch.no_grad():  # the evaluator's own ends with its forward pass
+                joined = self.inferer(output["image"], self._heads)
         finally:
             self.teachers.train(was_training)
         names = self.teachers.head_names

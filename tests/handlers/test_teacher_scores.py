@@ -135,6 +135,14 @@ def test_they_are_the_scores_that_the_student_would_get():
         assert evaluator.state.metrics[f"dice_t2_{name}"] < summary[name]
 
 
+def test_no_graph_is_built():
+    group = make_group()
+    seen = []
+    group.networks["t2"].register_forward_hook(lambda _module, _input, output: seen.append(output.requires_grad))
+    run(group, make_cases()[:1])
+    assert seen == [False]
+
+
 # ---- when -----------------------------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,19 @@ def test_gradients_of_mean_and_maximum_in_place_are_those_of_autograd_to_the_bit
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+def test_a_maximum_reached_more_often_than_half_precision_counts_is_shared_as_autograd_does(monkeypatch):
+    gate = make_gate(4)
+    features = torch.rand(1, 4, 10, 10, 10).clamp(max=0.25).bfloat16()  # three quarters of the voxels
+    found = []
+    for is_plain in (True, False):
+        monkeypatch.setattr(channel_gate, "_is_plain_training", lambda _, answer=is_plain: answer)
+        given = features.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            gate(given * 1.0).float().sum().backward()
+        found.append(given.grad)
+    assert torch.equal(*found)
+
+
 def test_a_second_derivative_is_refused():
     given = torch.randn(1, 4, 2, 2, 2, requires_grad=True)
     (first,) = torch.autograd.grad(ChannelGate(4)(given).sum(), given, create_graph=True)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from monai_kd.networks.blocks.steady_norm import steady_mean
+
 __all__ = ["ChannelGate"]
 
 
@@ -79,8 +81,8 @@ class _Pooled(torch.autograd.Function):
         spread = [*highest.shape, *[1] * (features.ndim - 2)]
         places = (features == highest.reshape(spread)).nonzero(as_tuple=True)
         channels = places[:2]  # sample and channel of each place
-        reached = torch.zeros_like(highest)
-        reached.index_put_(channels, torch.ones_like(channels[0], dtype=highest.dtype), accumulate=True)
+        reached = torch.zeros_like(highest, dtype=torch.int64)  # half precision counts no further than 256
+        reached.index_put_(channels, torch.ones_like(channels[0]), accumulate=True)
         # in place: the product with the gate is the only reader of the features, and has just made this gradient
         gradient.index_put_(places, (of_highest / reached)[channels], accumulate=True)
         return gradient.add_((of_mean / features[0, 0].numel()).reshape(spread))
@@ -88,6 +90,8 @@ class _Pooled(torch.autograd.Function):
 
 def _mean_and_max(features: Tensor) -> tuple[Tensor, Tensor]:
     spatial = tuple(range(2, features.ndim))
+    if torch.compiler.is_exporting():
+        return steady_mean(features, 2).flatten(1), features.amax(dim=spatial)
     return features.mean(dim=spatial), features.amax(dim=spatial)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class CooperativeDistiller(Distiller):
         input_shape: of one image with all modalities, ``[1, C, *spatial]``; needed by side heads.
 
     Attributes:
+        loss_scale: what AMP is going to multiply the loss by; :class:`~monai_kd.engines.DistillationTrainer` sets it.
+            Gradients that ``staged`` takes early would vanish in half precision without it.
         seen: what the teachers said of the last batch, for :class:`monai_kd.handlers.PerformanceWeights`.
 
     Raises:
@@ -81,6 +83,7 @@ class CooperativeDistiller(Distiller):
         )
         self.side = {f"side_{number}": stage for number, stage in enumerate(stages, start=1)}
         self.staged = staged
+        self.loss_scale = 1.0
         self.seen: Seen | None = None
         self._gradients: Tensor | None = None
         if staged:
@@ -147,8 +150,7 @@ class CooperativeDistiller(Distiller):
                 f"{tuple(image.shape[:2])}"
             )
         given = given.to(image.device, torch.float32)
-        # RouteModalities knows its channels; any other teacher sees all
-        own = {name: getattr(net, "channels", slice(None)) for name, net in self.group.networks.items()}
+        own = {name: _own_channels(network) for name, network in self.group.networks.items()}
         found = {f"available/{name}": given[:, channels].amin(dim=1) for name, channels in own.items()}
         return {"available": torch.stack(list(found.values()), dim=1), **found}
 
@@ -158,7 +160,11 @@ class CooperativeDistiller(Distiller):
         available = views["available"] if bool((views["available"] == 0).any()) else None
         if staged:
             heads, self._gradients = staged_heads(
-                self.group, image, available, lambda name, logits: self._teacher_loss(name, logits, views)
+                self.group,
+                image,
+                available,
+                lambda name, logits: self._teacher_loss(name, logits, views),
+                self.loss_scale,
             )
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
@@ -182,7 +188,9 @@ class CooperativeDistiller(Distiller):
         return torch.stack([term.scale * term(seen) for term in own]).sum()
 
     def _trained_heads(self, views: Mapping[str, Tensor]) -> list[Tensor]:
-        return [*super()._trained_heads(views), *(views[f"student/{name}"] for name in self.parts)]
+        heads = [*super()._trained_heads(views), *(views[f"student/{name}"] for name in self.parts)]
+        unrun = [] if self.freeze or self._read_heads else self.group.parameters()
+        return [*heads, *unrun]
 
     def _seen(self, views: Mapping[str, Tensor]) -> Seen | None:
         names = [f"teachers/{name}" for name in self.group.names]
@@ -191,6 +199,12 @@ class CooperativeDistiller(Distiller):
         with torch.no_grad():
             classes = torch.stack([views[name].argmax(dim=1).to(torch.uint8) for name in names])
         return Seen(classes, plain_tensor(views["label"]), views["available"])
+
+
+def _own_channels(network: nn.Module) -> Any:
+    """Return the image's channels that a teacher gets: of a wrapper that selects them its own, of any other all."""
+    # a network's own `channels`, as of MONAI's UNet, are its widths
+    return getattr(network, "channels", slice(None)) if hasattr(network, "network") else slice(None)
 
 
 class Seen(NamedTuple):

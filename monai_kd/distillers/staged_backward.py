@@ -36,20 +36,21 @@ def check_staged(teachers: CooperativeTeachers, freeze: bool) -> None:
 
 
 def staged_heads(
-    group: CooperativeTeachers, image: Tensor, available: Tensor | None, loss_of: HeadLoss
+    group: CooperativeTeachers, image: Tensor, available: Tensor | None, loss_of: HeadLoss, scale: float = 1.0
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Run the teachers one after the other, each with its backward pass.
 
     The lower parts run first, with their graphs. The fusions see copies of their features, so that their gradient
     stops there. Then each teacher's last stage runs, gives its gradient, and is freed; at last the gradients that have
-    met at the features go through the lower parts.
+    met at the features go through the lower parts. On the way all gradients are ``scale`` times as large, as AMP's
+    would be: those of single voxels are too small for half precision.
 
     Returns:
         The logits of every head, without a graph; and 0 with the gradients that were found, for the sum of losses.
 
     Source: exact acceleration; the sum of derivatives does not depend on the order in which they are taken.
     """
-    found = _Gradients(group)
+    found = _Gradients(group, scale)
     with torch.enable_grad():
         lower = {name: network.lower(image) for name, network in group.networks.items()}  # type: ignore[operator]
         halves = {name: half.detach().requires_grad_() for name, (half, _) in lower.items()}
@@ -66,7 +67,7 @@ def staged_heads(
             joined = [_sum(at_half[name], gradients[0]), gradients[1]]
             found.through(lower.pop(name), joined)
     ordered = {name: heads[name] for name in group.head_names}
-    return ordered, _Precomputed.apply(found.values, *found.parameters)
+    return ordered, _Precomputed.apply(found.values, scale, *found.parameters)
 
 
 def _fused(
@@ -90,9 +91,10 @@ def _fused(
 
 
 class _Gradients:
-    """The gradient of each parameter so far."""
+    """The gradient of each parameter so far, times ``scale``."""
 
-    def __init__(self, group: nn.Module) -> None:
+    def __init__(self, group: nn.Module, scale: float) -> None:
+        self.scale = scale
         self.parameters = [parameter for parameter in group.parameters() if parameter.requires_grad]
         self._found: dict[int, Tensor] = {}
 
@@ -102,7 +104,7 @@ class _Gradients:
 
     def take(self, loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor | None]:
         """Add a loss's gradients and return those at the leaves."""
-        gradients = torch.autograd.grad(loss, [*leaves, *self.parameters], allow_unused=True)
+        gradients = torch.autograd.grad(loss * self.scale, [*leaves, *self.parameters], allow_unused=True)
         self._add(gradients[len(leaves) :])
         return gradients[: len(leaves)]
 
@@ -121,17 +123,18 @@ class _Gradients:
 
 
 class _Precomputed(torch.autograd.Function):
-    """0, with gradients that are known already: they scale with whatever arrives, as AMP's loss scale."""
+    """0, with gradients known already, ``scale`` times; they scale with whatever arrives, as AMP's loss scale."""
 
     @staticmethod
-    def forward(ctx: Any, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, gradients: list[Tensor], scale: float, *parameters: Tensor) -> Tensor:
+        ctx.gradients, ctx.scale = gradients, scale
         return torch.zeros((), device=parameters[0].device)
 
     @staticmethod
     def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, []
-        return (None, *(gradient * arriving.to(gradient.dtype) for gradient in gradients))
+        factor = arriving / ctx.scale  # 1 under AMP
+        return (None, None, *(gradient * factor.to(gradient.dtype) for gradient in gradients))
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
@@ -29,9 +30,16 @@ class DistillationTrainer(SupervisedTrainer):
     def __init__(self, *, network: nn.Module, **kwargs: Any) -> None:
         if "loss_function" in kwargs:
             raise TypeError("DistillationTrainer takes no loss_function: give the Distiller a Term with that loss")
-        if not isinstance(getattr(network, "module", network), Distiller):
+        inner = getattr(network, "module", network)
+        if not isinstance(inner, Distiller):
             raise TypeError(f"DistillationTrainer needs a Distiller as its network, got {type(network).__name__}")
         super().__init__(network=network, loss_function=self._unpack, **kwargs)
+        if hasattr(inner, "loss_scale"):  # takes gradients before the loss is scaled
+            self.add_event_handler(Events.ITERATION_STARTED, self._tell_loss_scale, inner)
+
+    def _tell_loss_scale(self, _engine: Engine, distiller: Any) -> None:
+        scaler = getattr(self, "scaler", None)  # MONAI makes it when the run starts
+        distiller.loss_scale = 1.0 if scaler is None else scaler.get_scale()
 
     def _unpack(self, output: DistillOutput, _label: Tensor) -> Tensor:
         """Replace the record in ``state.output`` by its parts and return the loss."""

@@ -147,6 +147,33 @@ def test_staged_backward_holds_under_autocast():
             assert (got - expected).norm() < 0.05 * expected.norm(), key
 
 
+def test_staged_backward_runs_at_the_loss_scale_and_ends_at_its_own():
+    found, arriving = {}, {}
+    for scale in (1.0, 1024.0):
+        distiller = make_distiller(staged=True)
+        distiller.loss_scale = scale
+        head = distiller.group.networks["t2"].network.head
+        head.register_full_backward_hook(
+            lambda _module, _inputs, outputs, scale=scale: arriving.update({scale: outputs[0].clone()})
+        )
+        (1024.0 * distiller(*make_batch()).loss).backward()
+        found[scale] = gradients(distiller.group)
+    torch.testing.assert_close(arriving[1024.0], 1024.0 * arriving[1.0])
+    for key, gradient in found[1.0].items():
+        torch.testing.assert_close(found[1024.0][key], gradient, msg=key)
+
+
+def test_a_teacher_that_is_not_routed_sees_all_channels_whatever_it_calls_channels():
+    unet = UNet(3, in_channels=4, out_channels=4, channels=(4, 8), strides=(2,))
+    seg = DiceJaccardCE()
+    terms = {"seg": Term(seg), "teach": Term(seg, "teachers/all", inputs={"available": "available/all"})}
+    distiller = make_distiller(group=CooperativeTeachers({"all": unet}), terms=terms)
+    image, label = make_batch()
+    whole, partly = torch.ones(2, 4), torch.tensor([[1.0, 1, 1, 0], [0, 1, 1, 1]])
+    assert distiller(image, label, available=whole).terms["teach"] > 0
+    assert distiller(image, label, available=partly).terms["teach"] == 0
+
+
 def test_staged_refuses_what_it_cannot_run():
     with pytest.raises(ValueError, match="freeze is True"):
         make_distiller(staged=True, freeze=True, terms={"seg": Term(DiceJaccardCE())})

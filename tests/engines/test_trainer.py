@@ -44,6 +44,16 @@ def distiller(soft_weight: float = 0.5, norm: str = "instance", seg_loss: Any = 
     return Distiller(tiny_net(norm=norm), {"teacher": tiny_net(8, norm=norm, seed=1)}, terms)
 
 
+class Early(Distiller):
+    """Takes gradients in its forward pass, and must know what the loss will be multiplied by."""
+
+    loss_scale = 1.0
+
+    def views(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        self.seen = [*getattr(self, "seen", []), self.loss_scale]
+        return super().views(*args, **kwargs)
+
+
 def learnable_cases(count: int = 4) -> list[dict[str, Tensor]]:
     """Noise whose label is its own intensity class, so that a tiny network can learn it."""
     generator = torch.Generator().manual_seed(0)
@@ -224,3 +234,26 @@ def test_handlers_of_monai_and_ignite_fire_as_in_any_trainer():
         trainer.add_event_handler(event, count, event)
     trainer.run()
     assert list(counts.values()) == [2, 4, 4]
+
+
+def test_a_distiller_that_takes_gradients_early_is_told_the_loss_scale_of_each_iteration():
+    network = Early(tiny_net(), terms={"seg": Term(voxel_cross_entropy)})
+    trainer = trainer_of(network)
+    trainer.run()
+    assert network.seen == [1.0, 1.0]
+    scales = iter((512.0, 256.0))
+    trainer = trainer_of(network)
+    trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine, "scaler", _Scaler(scales)))
+    network.seen = []
+    trainer.run()
+    assert network.seen == [512.0, 256.0]
+
+
+class _Scaler:
+    """What AMP's scaler tells; without CUDA there is none."""
+
+    def __init__(self, scales: Any) -> None:
+        self.scales = scales
+
+    def get_scale(self) -> float:
+        return next(self.scales)

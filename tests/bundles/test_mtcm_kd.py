@@ -15,7 +15,7 @@ import torch
 from brain_tumors import brain_tumors
 from commands import TINY, bundle_run
 from flows import checksum, first_batches, get, ready, validated
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from monai_kd.data import brats_cases
@@ -101,6 +101,21 @@ def test_teachers_trained_alone_serve_as_pretrained_ones(bundle, workflow, tmp_p
     image = torch.rand(1, 4, 16, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(get(student, "teachers").eval()(image), get(flow, "scored")(image))
+
+
+def test_teachers_of_each_student_are_looked_for_where_they_were_put_and_nowhere_else(bundle):
+    def found(names: tuple[str, ...], name: str) -> str:
+        parser = ConfigParser()
+        parser.read_config([str(bundle / "configs" / f"{name}.yaml") for name in ("train", *names)])
+        return parser.get_parsed_content(name)
+
+    places = []
+    for student in ((), ("t1_student",)):
+        put = found((*student, "teachers"), "ckpt_dir")
+        for overlays in (("pretrained", *student), (*student, "pretrained")):
+            assert found(overlays, "teachers_path") == f"{put}/model.pt"
+        places.append(put)
+    assert len(set(places)) == 2  # networks of T1's teachers fit those of T1ce, so that no loading would tell
 
 
 def test_missing_or_foreign_teacher_weights_stop_before_any_data_is_read(bundle, workflow, tmp_path):

@@ -85,6 +85,8 @@ class CooperativeDistiller(Distiller):
         self.staged = staged
         self.loss_scale = 1.0
         self.seen: Seen | None = None
+        if not self._read_heads:  # they are not run: processes must not wait for their gradients
+            teachers.requires_grad_(False)
         self._gradients: Tensor | None = None
         if staged:
             check_staged(teachers, freeze)

@@ -336,6 +336,8 @@ def test_teachers_without_a_term_are_not_run():
     distiller = make_distiller(terms={"seg": Term(DiceJaccardCE())}, side_stages=())
     distiller.group.heads = None  # would raise if called
     assert torch.isfinite(distiller(*make_batch()).loss)
+    # several processes wait for the gradient of everything that asks for one
+    assert not any(parameter.requires_grad for parameter in distiller.group.parameters())
 
 
 def test_names_of_teachers_and_fusions_are_checked():

@@ -268,3 +268,20 @@ def test_an_image_that_does_not_fit_is_refused(shape):
         ValueError, match=r"it takes \(batch, 1, \*spatial\) with 3 spatial sizes that are multiples of 8"
     ):
         narrow()(torch.rand(shape))
+
+
+def test_onnx_stays_exact_where_a_window_is_mostly_background(tmp_path):
+    """Runtimes add voxels up one after the other; a sum of millions of equal ones loses digits that way."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from monai_kd.export import export_onnx
+
+    torch.manual_seed(0)
+    network = ChannelAttentionResUNet(3, 1, 4, channels=(4, 8), skip_kernel_size=1).eval()
+    image = torch.full((1, 1, 96, 96, 96), 3.3)
+    image[:, :, 40:50, 40:50, 40:50] += torch.randn(10, 10, 10)
+    export_onnx(network, tmp_path / "model.onnx", 1, (16, 16, 16))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    with torch.inference_mode():
+        exact = network.double()(image.double())
+    assert (torch.as_tensor(got) - exact).abs().max() < 1e-4

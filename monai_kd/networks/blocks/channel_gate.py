@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from monai_kd.networks.blocks.steady_norm import steady_mean
+
 __all__ = ["ChannelGate"]
 
 
@@ -88,6 +90,8 @@ class _Pooled(torch.autograd.Function):
 
 def _mean_and_max(features: Tensor) -> tuple[Tensor, Tensor]:
     spatial = tuple(range(2, features.ndim))
+    if torch.compiler.is_exporting():
+        return steady_mean(features, 2).flatten(1), features.amax(dim=spatial)
     return features.mean(dim=spatial), features.amax(dim=spatial)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from monai_kd.networks.blocks.steady_norm import SteadyGroupNorm
+
 __all__ = ["PreActivationResBlock", "group_norm"]
 
 _SLOPE = 0.01  # of every LeakyReLU
@@ -19,7 +21,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     groups = next((count for count in (6, 4) if channels % count == 0), None)
     if groups is None:
         raise ValueError(f"{channels} channels cannot be normalized in 6 or 4 groups; take a multiple of 4 or 6")
-    return nn.GroupNorm(groups, channels)
+    return SteadyGroupNorm(groups, channels)
 
 
 class PreActivationResBlock(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from monai.networks.layers.factories import Conv, Norm
 from torch import Tensor, nn
 
-from monai_kd.networks.blocks import ChannelGate, PreActivationResBlock
+from monai_kd.networks.blocks import ChannelGate, PreActivationResBlock, SteadyInstanceNorm
 
 __all__ = ["ChannelAttentionResUNet"]
 
@@ -63,7 +63,7 @@ class ChannelAttentionResUNet(nn.Module):
         width = channels[0]
         self.stem = nn.Sequential(
             conv(in_channels, width, 3, padding=1),
-            Norm[Norm.INSTANCE, spatial_dims](width),
+            SteadyInstanceNorm(Norm[Norm.INSTANCE, spatial_dims](width)),
             nn.LeakyReLU(0.01, inplace=True),
             conv(width, width, 3, padding=1),
         )

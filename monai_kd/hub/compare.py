@@ -193,7 +193,7 @@ def compare_cases(
     models[0][1].name, models[1][1].name = _names(a, b)
     flows = [_evaluation(root, network, dataset_dir, split_file, section) for network, _ in models]
     cases: list[dict[str, str]] = flows[0].parser.get_parsed_content("validate::dataset::data")
-    class_names: list[str] = list(flows[0].parser.get_parsed_content("class_names"))
+    class_names = _scored_names(flows[0])
     equal = total = 0
     for number, case in enumerate(cases):
         if number == 0:  # first runs are slow: not counted
@@ -207,6 +207,11 @@ def compare_cases(
         equal += int((labels[0] == labels[1]).sum())
         total += labels[0].numel()
     return Comparison(models[0][1], models[1][1], class_names[1:], equal / total, count)
+
+
+def _scored_names(flow: ConfigWorkflow) -> list[str]:
+    """Return the names of what leaves the postprocessing: regions where the bundle scores those, else the classes."""
+    return list(flow.parser.get_parsed_content("region_names" if "region_names" in flow.parser else "class_names"))
 
 
 def _task(root: Path, flow: ConfigWorkflow) -> dict[str, Any]:
@@ -319,7 +324,8 @@ def _score(flow: ConfigWorkflow, case: dict[str, str], class_names: Sequence[str
         flow.parser["validate::dataset::data"] = [case]
         flow.parser.parse(reset=True)
         evaluator = flow.parser.get_parsed_content("validate::evaluator")
-        CaseScores(class_names).attach(evaluator)
+        empty = flow.parser.get_parsed_content("empty_dice") if "empty_dice" in flow.parser else None
+        CaseScores(class_names, empty=empty).attach(evaluator)
         evaluator.add_event_handler(
             Events.ITERATION_COMPLETED,
             lambda engine: labels.append(engine.state.output[0]["pred"].as_tensor().argmax(0)),

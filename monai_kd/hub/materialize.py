@@ -25,7 +25,7 @@ from monai_kd.hub.fitted_overlays import copy_overlays
 from monai_kd.hub.model_card import data_terms, model_card
 from monai_kd.hub.probe import reason, several_processes
 from monai_kd.hub.shared_blocks import infer_json
-from monai_kd.hub.teacher_folder import provenance
+from monai_kd.hub.teacher_folder import output_classes, provenance
 from monai_kd.hub.verify import verify_bundle
 from monai_kd.teachers import load_report, load_teacher
 
@@ -240,7 +240,7 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
     versions = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
     metadata.update({key: record["versions"][package].partition("+")[0] for key, package in versions.items()})
     formats = metadata["network_data_format"]
-    classes = {"0": "background", **record["classes"]}
+    classes = output_classes(record)
     formats["outputs"]["pred"].update(num_channels=len(classes), channel_def=classes)
     channels = run.executed["network_def"].get("in_channels")
     image = formats["inputs"]["image"]

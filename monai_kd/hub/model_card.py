@@ -18,9 +18,10 @@ def model_card(metadata: Mapping[str, Any], record: Mapping[str, Any], changes: 
         record: ``run.json`` of the training.
         changes: ``::`` id to value of what the run changed in the base bundle's train.yaml.
     """
+    classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     sections = [
         f"# Model overview\n\n{metadata['description']}.\n\nResearch use only. Not a medical device.",
-        f"## Data\n\n{_data(record)}",
+        f"## Data\n\n{_data(record, classes)}",
         f"## Network\n\n{_network(metadata, record)}",
         f"## Training configuration\n\n{_training(record, changes)}",
         f"## Performance\n\n{_performance(record)}",
@@ -32,14 +33,14 @@ def model_card(metadata: Mapping[str, Any], record: Mapping[str, Any], changes: 
     return "\n\n".join(sections) + "\n"
 
 
-def _data(record: Mapping[str, Any]) -> str:
+def _data(record: Mapping[str, Any], classes: Mapping[str, str]) -> str:
     protocol = record["protocol"]
     sizes = [
         f"{protocol[f'n_{name}']} for {name}" for name in ("train", "validation", "test") if f"n_{name}" in protocol
     ]
     return (
-        f"Protocol `{protocol['name']}`: cases {', '.join(sizes)}. Classes: 0 background"
-        + "".join(f", {channel} {name}" for channel, name in record["classes"].items())
+        f"Protocol `{protocol['name']}`: cases {', '.join(sizes)}. Classes: "
+        + ", ".join(f"{channel} {name}" for channel, name in classes.items())
         + ". Terms: [data_license.txt](data_license.txt)."
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from monai_kd.handlers.provenance import file_sha256, write_json
 
-__all__ = ["make_teacher", "provenance"]
+__all__ = ["make_teacher", "output_classes", "provenance"]
 
 _DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
 
@@ -42,7 +42,7 @@ def make_teacher(run_dir: str | Path, bundle_root: str | Path, out: str | Path) 
     network_def = record["config"]["network_def"]
     if "@" in (text := json.dumps(network_def)) or '"$' in text:
         raise ValueError(f"network_def of '{run}' refers to other ids of its configuration: {text}; write it out")
-    classes = {"0": "background", **record["classes"]}
+    classes = output_classes(record)
     metadata["network_data_format"]["outputs"]["pred"].update(num_channels=len(classes), channel_def=classes)
     (target / "models").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, target / "models" / "model.pt")
@@ -60,6 +60,17 @@ def _read_record(run: Path) -> dict[str, Any]:
             record: dict[str, Any] = json.loads((run / name).read_text(encoding="utf-8"))
             return record
     raise FileNotFoundError(f"'{run}' has no run.json (or model.json); give the folder of a finished training")
+
+
+def output_classes(record: dict[str, Any]) -> dict[str, str]:
+    """Return what each output channel of a run's network means.
+
+    The record's own ``classes`` are what was scored, which may be unions of the network's classes.
+    """
+    names = record["config"].get("class_names")
+    if not isinstance(names, list):
+        return {"0": "background", **record["classes"]}
+    return {str(channel): name for channel, name in enumerate(names)}
 
 
 def provenance(record: dict[str, Any]) -> dict[str, Any]:

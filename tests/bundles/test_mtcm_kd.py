@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from brain_tumors import brain_tumors
 from commands import TINY, bundle_run
 from flows import checksum, first_batches, get, ready, validated
@@ -19,6 +20,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from monai_kd.data import brats_cases
+from monai_kd.hub import compare_cases
+from monai_kd.hub.teacher_folder import output_classes
 
 SMALL = {"epochs": 1, "batch_size": 1, "patch_size": [16, 16, 16], "roi_size": [32, 32, 32]}
 REGIONS = ["whole_tumor", "tumor_core", "enhancing_tumor"]
@@ -466,3 +469,21 @@ def test_records_tell_the_teachers_and_which_arms_may_be_compared(bundle, forms,
     assert set(curves) == {f"teacher_{n}/{region}" for n in (1, 2, 3) for region in REGIONS}
     assert set(alone["curves"]["terms"]) == {"seg"}
     assert brats_cases(forms["2018"])
+
+
+@pytest.mark.slow
+def test_models_are_compared_by_the_regions_that_an_evaluation_scores(bundle, forms, tmp_path):
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "infer.json")
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    compared = compare_cases(bundle, tmp_path / "model.pt", tmp_path / "model.pt", forms["2018"])
+    assert compared.class_names == REGIONS
+
+
+def test_outputs_are_named_by_the_networks_classes_and_not_by_the_regions_that_are_scored(bundle):
+    train = yaml.safe_load((bundle / "configs" / "train.yaml").read_text())
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    record = {"classes": {str(n): name for n, name in enumerate(REGIONS, 1)}, "config": train}
+    assert output_classes(record) == metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    del train["class_names"]
+    assert output_classes(record) == {"0": "background", **record["classes"]}

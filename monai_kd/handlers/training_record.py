@@ -210,6 +210,7 @@ def refuse_other_run(earlier: Mapping[str, Any], now: Mapping[str, Any], run_dir
     changed = _differences(earlier["config"], now["config"], PLACE_IDS)
     if earlier["protocol"]["split_hash"] != now["protocol"]["split_hash"]:
         changed.append("the cases")
+    changed += _other_teachers(earlier.get("teacher", {}), now.get("teacher", {}))
     for name, before, after in (
         ("processes", earlier.get("processes"), now.get("processes")),
         ("device", earlier["device"]["type"], now["device"]["type"]),
@@ -221,6 +222,15 @@ def refuse_other_run(earlier: Mapping[str, Any], now: Mapping[str, Any], run_dir
             f"--resume True: not the configuration of the run in '{run_dir}': {'; '.join(changed)}; "
             "resume with the same settings, or start another run"
         )
+
+
+def _other_teachers(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describe the teachers whose weights are others; those of earlier versions were not all recorded."""
+    pairs = {
+        name: (facts, now.get("networks", {}).get(name, {})) for name, facts in earlier.get("networks", {}).items()
+    }
+    hashes = {name: (a.get("weights_sha256"), b.get("weights_sha256")) for name, (a, b) in pairs.items()}
+    return [f"the weights of '{name}'" for name, (a, b) in hashes.items() if a and b and a != b]
 
 
 def _resumes_on_disk(run_dir: Path) -> list[Any]:
@@ -283,7 +293,8 @@ def _teacher_facts(distiller: nn.Module | None) -> dict[str, Any]:
     core = getattr(distiller, "module", distiller)
     if not isinstance(core, Distiller):
         return {"source": "none"}
-    networks = {name: core.networks[name] for name in (*core.trained_teachers, *core.read_teachers)}
+    read = {address.partition("/")[0] for term in core.terms.values() for address in term.addresses}  # type: ignore[union-attr]
+    networks = {name: core.networks[name] for name in (*core.trained_teachers, *core.read_teachers) if name in read}
     if not networks:
         return {"source": "cached" if core.cached else "none"}
     return {"source": "live", "networks": {name: _loaded_facts(network) for name, network in networks.items()}}

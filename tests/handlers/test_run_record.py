@@ -22,7 +22,7 @@ from torch import nn
 from monai_kd.data import CaseSplit
 from monai_kd.handlers import CaseScores, new_run_name, require_weights
 from monai_kd.handlers.provenance import file_sha256
-from monai_kd.handlers.training_record import _without_method_handlers
+from monai_kd.handlers.training_record import _without_method_handlers, refuse_other_run
 
 CLASS_NAMES = ["background", "anterior", "posterior"]
 
@@ -264,6 +264,22 @@ def test_teachers_of_a_distiller_are_live_and_counted(training):
 def test_teacher_facts_tell_absent_from_cached(tmp_path, changes, source):
     record = configured(tmp_path, changes).get_parsed_content("record")
     assert record.content["teacher"] == {"source": source}
+
+
+def test_teachers_that_no_term_reads_are_none(tmp_path):
+    changes = {"terms::soft::_disabled_": True, "distiller::freeze": False}
+    assert configured(tmp_path, changes).get_parsed_content("record").content["teacher"] == {"source": "none"}
+
+
+def test_a_run_is_not_resumed_with_teachers_of_other_weights():
+    def record(sha256: str | None) -> dict[str, Any]:
+        facts = {"networks": {"teachers": {} if sha256 is None else {"weights_sha256": sha256}}}
+        return {"config": {}, "protocol": {"split_hash": "s"}, "device": {"type": "cpu"}, "teacher": facts}
+
+    for earlier, now in (("a", "a"), ("a", None), (None, "a")):
+        refuse_other_run(record(earlier), record(now), "runs/one")
+    with pytest.raises(ValueError, match="not the configuration of the run in 'runs/one': the weights of 'teachers'"):
+        refuse_other_run(record("a"), record("b"), "runs/one")
 
 
 @pytest.mark.parametrize("first", ["progress", "record"])

@@ -181,6 +181,7 @@ def _write(run: _Run, draft: Path) -> None:
     (draft / "docs" / "data_license.txt").write_text(terms, encoding="utf-8")
     write_checksums(draft)
     copy_overlays(run.base, run.train, draft, run.executed)
+    _route_inference(run, draft)
 
 
 def _write_configs(run: _Run, draft: Path) -> None:
@@ -248,6 +249,9 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
         image.update(
             num_channels=channels, channel_def={str(number): f"channel {number}" for number in range(channels)}
         )
+    if seen := _other_modalities(run):
+        image.update(channel_def={str(number): name for number, name in enumerate(seen)})
+        metadata["image_classes"] = f"channels: {', '.join(seen)}"
     before, after = (config["network_def"].get("depth_axis") for config in (run.train, run.executed))
     if before != after and None not in (before, after):  # slices lie along another axis: its length is the free one
         for end in (image, formats["outputs"]["pred"]):
@@ -255,6 +259,26 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
             shape[before], shape[after] = shape[after], shape[before]
     metadata["provenance"] = provenance(record)
     return dict(metadata)
+
+
+def _other_modalities(run: _Run) -> list[str]:
+    """Return what the run's student sees, if that is not what the base bundle's does; else nothing."""
+    before, after = (config.get("student_modalities") for config in (run.train, run.executed))
+    return after if isinstance(after, list) and after != before else []
+
+
+def _route_inference(run: _Run, draft: Path) -> None:
+    """Let overlays of inference.yaml that pick one modality pick the run's; with several there is none to pick."""
+    seen = _other_modalities(run)
+    for path in sorted((draft / "configs").glob("inference_*.yaml")) if seen else []:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "modality" not in content:
+            continue
+        if len(seen) == 1:
+            path.write_text(_rewritten(path, {**content, "modality": seen[0]}), encoding="utf-8")
+        else:
+            path.unlink()
+            _logger.warning("left out, not applicable to this run: %s (the network sees %s)", path.name, seen)
 
 
 def _published_record(run: _Run) -> dict[str, Any]:

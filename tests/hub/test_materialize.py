@@ -16,7 +16,9 @@ from tiny_bundles import OVERLAYS, change_json, command, tiny_student
 
 from monai_kd.handlers.provenance import file_sha256
 from monai_kd.hub import materialize_run, verify_bundle
+from monai_kd.hub.bundle_folder import BundleFolder
 from monai_kd.hub.config_text import rewrite
+from monai_kd.hub.materialize import _route_inference, _Run
 from monai_kd.teachers import load_report, load_teacher
 
 OVERRIDES: dict[str, Any] = {
@@ -342,3 +344,17 @@ def test_the_command_materializes_and_the_result_segments(trained, phantoms, tmp
     done = command("materialize", trained, out, succeed=False)
     assert done.stderr.strip() == f"error: '{out}' exists and is not empty; choose another name, nothing is overwritten"
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("seen", "kept"), [(["t1"], "t1"), (["t1ce"], "t1ce"), (["flair", "t1ce"], None)], ids=["other", "same", "several"]
+)
+def test_inference_picks_the_modality_that_the_run_was_trained_on(repository, tmp_path, seen, kept):
+    base = BundleFolder(repository / "bundles" / "mtcm-kd")
+    train = base.config("train")
+    run = _Run(tmp_path, {}, base, train, {**train, "student_modalities": seen})
+    file = tmp_path / "configs" / "inference_brats.yaml"
+    file.parent.mkdir()
+    shutil.copyfile(base.root / "configs" / file.name, file)
+    _route_inference(run, tmp_path)
+    assert (read(file)["modality"] if file.is_file() else None) == kept

@@ -190,9 +190,7 @@ class CooperativeDistiller(Distiller):
         return torch.stack([term.scale * term(seen) for term in own]).sum()
 
     def _trained_heads(self, views: Mapping[str, Tensor]) -> list[Tensor]:
-        heads = [*super()._trained_heads(views), *(views[f"student/{name}"] for name in self.parts)]
-        unrun = [] if self.freeze or self._read_heads else self.group.parameters()
-        return [*heads, *unrun]
+        return [*super()._trained_heads(views), *(views[f"student/{name}"] for name in self.parts)]
 
     def _seen(self, views: Mapping[str, Tensor]) -> Seen | None:
         names = [f"teachers/{name}" for name in self.group.names]

@@ -47,9 +47,12 @@ class SteadyInstanceNorm(nn.Module):
 
 
 def steady_mean(features: Tensor, first: int) -> Tensor:
-    """Return the mean over all axes from ``first`` on, one axis after the other, which are kept with length 1."""
+    """Return the mean over all axes from ``first`` on, one axis after the other, which are kept with length 1.
+
+    Sums with a division between them: OpenVINO would join means of neighboring axes to one.
+    """
     for axis in range(features.ndim - 1, first - 1, -1):
-        features = features.mean(dim=axis, keepdim=True)
+        features = features.sum(dim=axis, keepdim=True) / features.shape[axis]
     return features
 
 

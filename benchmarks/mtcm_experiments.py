@@ -11,10 +11,11 @@ import shutil
 from collections.abc import Iterable
 
 import torch
-from bundle_runs import REPOSITORY, run_bundle
+from bundle_runs import REPOSITORY, finished, run_bundle
 from experiment_runs import SEEDS, Run, publish, train_side_by_side
 from monai.bundle import ConfigParser
 
+from monai_kd.hub import write_checksums
 from monai_kd.visualize import load_records, networks_figure, save_figure
 
 BUNDLE = REPOSITORY / "bundles" / "mtcm-kd"
@@ -65,10 +66,12 @@ def train(workers: int, threads: int) -> None:
 
 def publish_teachers() -> None:
     """Put the teachers' weights where pretrained.yaml looks for them, unless they are there from an earlier machine."""
-    trained, target = teachers().run_dir / "model.pt", BUNDLE / "models" / "teachers" / "model.pt"
-    if trained.is_file():
+    trained, target = teachers().run_dir, BUNDLE / "models" / "teachers" / "model.pt"
+    if finished(trained):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(trained, target)
+        shutil.copyfile(trained / "model.pt", target)
+        shutil.copyfile(trained / "run.json", target.with_suffix(".json"))
+        write_checksums(BUNDLE)
     elif not target.is_file():
         raise FileNotFoundError(f"'{target}' is missing and its training is gone: train the teachers again")
 

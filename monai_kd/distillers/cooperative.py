@@ -27,7 +27,8 @@ class CooperativeDistiller(Distiller):
     - ``student/side_<k>``: logits of a 1x1x1 convolution on the k-th stage of ``side_stages``, from 1. It belongs to
       the training and not to the student: its weights are in no student's file;
     - ``available`` ``(B, M)`` and ``available/<teacher>`` ``(B,)``: 1 where a sample has all channels of the teacher.
-      All 1 unless the batch says otherwise, by ``(B, C)``, one per channel of the image, under the key ``available``.
+      All 1 unless the batch says otherwise, by ``(B, C)``, one per channel of the image, under the key ``available``;
+    - ``available/some`` ``(B,)`` and ``available/some_map`` ``(B, 1, *ones)``: 1 where a sample has any teacher's.
 
     ``freeze=False`` trains teachers and fusions with the student, by terms of their own (``student:
     teachers/flair``). No gradient passes between student and teachers, in either direction, since terms stop it at
@@ -105,7 +106,7 @@ class CooperativeDistiller(Distiller):
             *(f"student/{name}" for name in self.parts),
             *(f"teachers/{name}" for name in group.head_names),
             "available",
-            *(f"available/{name}" for name in group.names),
+            *(f"available/{name}" for name in (*group.names, "some", "some_map")),
         ]
 
     def views(
@@ -154,7 +155,10 @@ class CooperativeDistiller(Distiller):
         given = given.to(image.device, torch.float32)
         own = {name: _own_channels(network) for name, network in self.group.networks.items()}
         found = {f"available/{name}": given[:, channels].amin(dim=1) for name, channels in own.items()}
-        return {"available": torch.stack(list(found.values()), dim=1), **found}
+        teachers = torch.stack(list(found.values()), dim=1)
+        some = teachers.amax(dim=1)
+        some_map = some.reshape(-1, *[1] * (image.ndim - 1))
+        return {"available": teachers, **found, "available/some": some, "available/some_map": some_map}
 
     def _teacher_views(self, image: Tensor, views: Mapping[str, Tensor], staged: bool) -> dict[str, Tensor]:
         if not self._read_heads:

@@ -39,8 +39,8 @@ class TeacherScores:
         empty: Dice of a class that prediction and label both lack; None does not count it. As for the student.
 
     Raises:
-        ValueError: ``interval`` is no whole number of at least 0, it is 0 and the weights wait for a validation, or the
-            regions of the weights are not the classes.
+        ValueError: ``interval`` is no whole number of at least 0, it is not 1 and the weights wait for a validation, or
+            the regions of the weights are not the classes.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class TeacherScores:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _check_weights(self, weights: PerformanceWeights) -> None:
-        if not self.interval:
-            raise ValueError("the teachers' weights come from validation, and interval is 0: set it to 1 or more")
+        if self.interval != 1:  # which ones count would depend on where a resumed training began
+            raise ValueError(f"the teachers' weights come from validation, and interval is {self.interval}: make it 1")
         if list(weights.loss.regions) != self.class_names[1:]:
             raise ValueError(
                 f"the teachers are weighed by the regions {list(weights.loss.regions)} and scored on "

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,21 +15,28 @@ from monai_kd.teachers.weights import file_sha256, read_state_dict
 
 __all__ = ["load_weights"]
 
+_logger = logging.getLogger("monai_kd")
 
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+
+def load_weights(network: nn.Module, path: str | Path, made_for: Mapping[str, Any] | None = None) -> nn.Module:
     """Give a network the weights of a file, all of them, freeze it, and return it.
 
     Args:
         network: built as the one that was saved.
         path: a state dict, plain or under ``model``, ``state_dict`` or ``network``; tensors alone are read.
+        made_for: ids of the configuration and the values that they must have had when the weights were trained, which
+            shapes do not tell, such as the modality of each teacher. They are compared with the training record beside
+            the file (``model.json`` for ``model.pt``, or ``run.json``); without one a warning says so.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or its weights are another network's; names the first that differ.
+        ValueError: it is damaged, its weights are another network's, or they were trained for something else; names the
+            first that differ.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"weights '{file}' do not exist; train them first, or give the path of trained ones")
+    _check_record(file, made_for or {})
     state = read_state_dict(file, None, "cpu")
     try:
         result = network.load_state_dict(state, strict=False)
@@ -40,3 +51,20 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         raise ValueError(f"'{file}' holds the weights of another network than this {type(network).__name__}: {said}")
     report = LoadReport(config_file=None, network_id=None, weights=file, sha256=file_sha256(file), loaded=len(state))
     return finish(network, report)
+
+
+def _check_record(file: Path, made_for: Mapping[str, Any]) -> None:
+    """Refuse weights whose training record names other settings."""
+    if not made_for:
+        return
+    record = next((path for path in (file.with_suffix(".json"), file.with_name("run.json")) if path.is_file()), None)
+    if record is None:
+        _logger.warning("'%s' has no training record beside it: nobody checks that it is for %s", file, dict(made_for))
+        return
+    config = json.loads(record.read_text(encoding="utf-8")).get("config", {})
+    for name, value in made_for.items():
+        if name in config and config[name] != value:
+            raise ValueError(
+                f"'{file}' was trained with {name} {config[name]} ('{record.name}'), this configuration has {value}: "
+                "train teachers of your own, or give the path of theirs"
+            )

@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from monai_kd.data import brats_cases
+from monai_kd.handlers.scalars import raw_scalars
 from monai_kd.hub import compare_cases
 from monai_kd.hub.teacher_folder import output_classes
 
@@ -149,6 +150,26 @@ def causes(error: BaseException | None) -> str:
     return "\n".join(text)
 
 
+def test_teachers_of_other_modalities_are_refused_by_their_record(bundle, workflow, tmp_path):
+    names = ("train.yaml", "pretrained.yaml")
+    path = Path(get(workflow(bundle, names, **SMALL), "teachers_path"))
+    path.with_suffix(".json").write_text(json.dumps({"config": {"teacher_modalities": [["flair"], ["t1ce"], ["t2"]]}}))
+    with pytest.raises(Exception, match="") as caught:
+        ready(workflow(bundle, names, **SMALL, dataset_dir="nowhere"))
+    assert "was trained with teacher_modalities [['flair'], ['t1ce'], ['t2']]" in causes(caught.value)
+    assert "this configuration has [['flair'], ['t2'], ['t1']]" in causes(caught.value)
+
+
+def test_teachers_alone_are_trained_whole(bundle, workflow):
+    for names in (("missing_modalities.yaml", "teachers.yaml"), ("teachers.yaml", "missing_modalities.yaml")):
+        with pytest.raises(Exception, match="") as caught:
+            ready(workflow(bundle, ("train.yaml", *names), **SMALL, dataset_dir="nowhere"))
+        assert "teachers.yaml trains on whole cases" in causes(caught.value)
+    with pytest.raises(Exception, match="") as caught:
+        ready(workflow(bundle, ("train.yaml", "two_levels.yaml", "teachers.yaml"), **SMALL, dataset_dir="nowhere"))
+    assert "no term trains the heads ['fused_2'] of the student" in causes(caught.value)
+
+
 def test_all_arms_see_the_same_batches_and_start_from_the_same_weights(bundle, workflow):
     seen = {}
     for names in ((), ("baseline.yaml",), ("pretrained.yaml", "response_kd.yaml"), ("early_fusion.yaml",)):
@@ -233,7 +254,7 @@ def test_weights_from_validation_follow_the_teachers_scores(bundle, workflow):
     off = {**SMALL, "performance_source": "validation", "teacher_val_interval": 0}
     with pytest.raises(Exception, match="") as caught:
         ready(workflow(bundle, ("train.yaml",), **off))
-    assert "interval is 0: set it to 1 or more" in causes(caught.value)
+    assert "interval is 0: make it 1" in causes(caught.value)
 
 
 def test_windows_of_validation_count(bundle, workflow):
@@ -280,6 +301,24 @@ def test_each_modality_is_standardized_over_the_brain_alone(bundle, workflow):
         assert brain.mean().abs() < 1e-3
         assert brain.std(correction=0) == pytest.approx(1, abs=1e-3)
         assert (channel == 0).float().mean() > 0.05  # the corners of a box round a head
+
+
+def test_a_case_with_the_students_modality_alone_teaches_by_its_label(bundle, workflow, forms, tmp_path):
+    data = shutil.copytree(forms["2018"], tmp_path / "data")
+    for path in data.glob("*/*.nii.gz"):
+        if not path.name.endswith(("_t1ce.nii.gz", "_seg.nii.gz")):
+            path.unlink()
+    flow = ready(workflow(bundle, ("train.yaml", "missing_modalities.yaml"), **SMALL, dataset_dir=str(data)))
+    losses: list[dict[str, float]] = []
+    trainer = get(flow, "train::trainer")
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(raw_scalars(engine.state.output))
+    )
+    first_batches(flow, 3)
+    assert losses
+    for found in losses:
+        assert found["seg"] > 0.1
+        assert found["kd"] == found["side_kd"] == found["cooperation"] == found["teacher_1"] == 0
 
 
 def test_a_case_without_a_modality_is_refused_or_trained_without_that_teacher(bundle, workflow, forms, tmp_path):

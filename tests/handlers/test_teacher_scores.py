@@ -198,7 +198,7 @@ def test_fusions_have_no_weight():
 def test_weights_that_wait_for_scores_that_never_come_are_refused():
     distiller = make_distiller(regions={"edema": [1], "core": [2]})
     weights = PerformanceWeights(distiller, source="validation")
-    with pytest.raises(ValueError, match="come from validation, and interval is 0: set it to 1 or more"):
+    with pytest.raises(ValueError, match="come from validation, and interval is 0: make it 1"):
         run(distiller.group, make_cases(), interval=0, weights=weights)
     other = make_distiller(regions={"core": [2], "edema": [1]})
     with pytest.raises(

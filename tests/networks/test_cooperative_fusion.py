@@ -144,9 +144,12 @@ def test_a_missing_teacher_may_hold_anything_and_learns_nothing():
     assert not finite[1].grad.any()
 
 
-def test_a_sample_without_any_teacher_is_refused():
-    with pytest.raises(ValueError, match=r"available is .*; each sample needs at least one teacher"):
-        make_fusion()(make_features(), torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+def test_a_sample_without_any_teacher_is_finite_and_leaves_the_others_alone():
+    fusion, features = make_fusion(), make_features()
+    with_none = fusion(features, torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(with_none[0], fusion(features)[0])
+    empty = fusion.classify(torch.zeros_like(with_none[1:]))
+    torch.testing.assert_close(with_none[1:], empty)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

@@ -37,11 +37,12 @@ class CooperativeFusion(nn.Module):
     Shape:
         List of features ``(B, C_i, *spatial_i)``, in the order of ``in_channels``, to logits
         ``(B, out_channels, *coarsest)``. Optional ``available``, ``(B, M)`` of 0 and 1, tells whether a sample has the
-        teacher's modality: the sum then runs over the teachers at hand and is scaled by ``M / their number``.
+        teacher's modality: the sum then runs over the teachers at hand and is scaled by ``M / their number``. What
+        comes out for a sample without any says nothing of it, and must be left out of losses.
 
     Raises:
-        ValueError: no teacher, or on use another number of teachers, other channels, or a sample for which no teacher
-            is available.
+        ValueError: no teacher, or on use another number of teachers, other channels, or another shape of
+            ``available``.
 
     Source: Ahmad et al. 2024, figure 2 and equations 3, 4. What is missing was not foreseen there.
     """
@@ -88,9 +89,7 @@ class CooperativeFusion(nn.Module):
                 "teacher"
             )
         count = available.sum(dim=1, keepdim=True)
-        if not torch.compiler.is_compiling() and bool((count == 0).any()):
-            raise ValueError(f"available is {available.tolist()}; each sample needs at least one teacher")
-        return available * (len(self.in_channels) / count)
+        return available * (len(self.in_channels) / count.clamp_min(1))
 
     def _check(self, features: Sequence[Tensor]) -> None:
         got = [value.shape[1] for value in features]

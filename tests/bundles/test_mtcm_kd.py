@@ -16,6 +16,7 @@ import yaml
 from brain_tumors import brain_tumors
 from commands import TINY, bundle_run
 from flows import checksum, first_batches, get, ready, validated
+from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 

@@ -22,6 +22,7 @@ COMMANDS = [
     shlex.split(line)
     for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("python")
 ]
 BUNDLE = REPOSITORY / "bundles" / "mtcm-kd"
 QUICK = {"epochs": 1, "patch_size": [16, 16, 16], "roi_size": [32, 32, 32], "cpu_bfloat16": False}

@@ -37,17 +37,27 @@ def depth_records(repository) -> list[dict]:
     return found
 
 
+@pytest.fixture(scope="module")
+def modality_records(repository) -> list[dict]:
+    found = load_records(repository / "docs" / "results" / "mtcm_kd")
+    assert {(r["protocol"]["name"], r["method"], r["seed"]) for r in found} >= {("brats", "mtcm_kd", 0)}
+    return found
+
+
 def record_of(records: list[dict], weights: Path) -> dict:
     (found,) = [r for r in records if r["network"]["weights_sha256"] == file_sha256(weights)]
     return found
 
 
 @pytest.mark.parametrize(
-    ("bundle", "method"), [("teacher", "teacher"), ("student", "distilled"), ("distill-dsm", "distill_dsm")]
+    ("bundle", "method"),
+    [("teacher", "teacher"), ("student", "distilled"), ("distill-dsm", "distill_dsm"), ("mtcm-kd", "mtcm_kd")],
 )
-def test_shipped_weights_have_a_record_and_load_strictly(repository, records, depth_records, bundle, method):
+def test_shipped_weights_have_a_record_and_load_strictly(
+    repository, records, depth_records, modality_records, bundle, method
+):
     folder = repository / "bundles" / bundle
-    record = record_of([*records, *depth_records], folder / "models" / "model.pt")
+    record = record_of([*records, *depth_records, *modality_records], folder / "models" / "model.pt")
     assert (record["method"], record["bundle"]["name"]) == (method, bundle)
     assert load_report(load_teacher(folder)).complete
     assert (folder / "models" / "model.pt").stat().st_size < 20e6
@@ -87,6 +97,15 @@ def test_the_shipped_slices_network_is_the_seed_of_the_best_validation(repositor
     seeds = [r for r in depth_records if (r["protocol"]["name"], r["method"]) == ("hippocampus", "distill_dsm")]
     best = max(seeds, key=lambda record: record["training"]["best_metric"])
     assert record_of(depth_records, repository / "bundles" / "distill-dsm" / "models" / "model.pt") == best
+
+
+def test_arms_of_one_modality_share_recipe_cases_and_scoring(modality_records):
+    arms = [r for r in modality_records if r["training"] and r["method"] != "mtcm_teachers"]
+    assert len({r["recipe_hash"] for r in arms}) == 1
+    for key in ("scoring_hash", "split_hash", "cases_hash"):
+        assert len({r["protocol"][key] for r in arms}) == 1, key
+    for floor in (r for r in modality_records if r["method"] == "all_background"):
+        assert floor["summary"]["dice"]["mean"] == 0.0
 
 
 def test_published_tables_follow_from_the_records(repository):

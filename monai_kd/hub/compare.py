@@ -204,8 +204,8 @@ def compare_cases(
             result, label = _score(flow, case, class_names)
             scores.cases.append(result)
             labels.append(label)
-        equal += int((labels[0] == labels[1]).sum())
-        total += labels[0].numel()
+        equal += int((labels[0] == labels[1]).all(dim=0).sum())  # in every class or region
+        total += labels[0][0].numel()
     return Comparison(models[0][1], models[1][1], class_names[1:], equal / total, count)
 
 
@@ -328,7 +328,7 @@ def _score(flow: ConfigWorkflow, case: dict[str, str], class_names: Sequence[str
         CaseScores(class_names, empty=empty).attach(evaluator)
         evaluator.add_event_handler(
             Events.ITERATION_COMPLETED,
-            lambda engine: labels.append(engine.state.output[0]["pred"].as_tensor().argmax(0)),
+            lambda engine: labels.append(engine.state.output[0]["pred"].as_tensor() > 0),
         )
         evaluator.run()
     return evaluator.state.case_scores[0], labels[0]

@@ -61,9 +61,11 @@ def diagnose(
 
     Raises:
         FileNotFoundError: no such bundle or data.
-        ValueError: no labelled case, or ``cases`` is not positive.
+        ValueError: no labelled case, ``cases`` is not positive, or the bundle lists its data in a way of its own.
     """
     folder = BundleFolder(bundle)
+    if dataset_dir is not None:
+        _refuse_other_layouts(folder)
     chosen = chosen_cases(dataset_dir, split_file, cases) if dataset_dir is not None else []
     findings = [*_files(folder), *_combinations(folder)]
     networks: dict[str, tuple[nn.Module, float | None]] = {}
@@ -73,6 +75,19 @@ def diagnose(
     if chosen and networks:
         findings += _scores(folder, chosen, networks)
     return list(dict.fromkeys(findings))
+
+
+def _refuse_other_layouts(bundle: BundleFolder) -> None:
+    """The classes of two networks are told apart on labels of exclusive classes in MSD layout."""
+    try:
+        split = bundle.config("train").get("split")
+    except NotReadable:
+        return  # a finding of its own
+    if isinstance(split, dict) and split.get("list_cases") is not None:
+        raise ValueError(
+            f"'{bundle.root}' lists its cases by {split['list_cases']}, and doctor's --dataset_dir is in MSD layout; "
+            "leave it out, and score by configs/evaluate.yaml"
+        )
 
 
 # ---- configurations -------------------------------------------------------------------------------------------------

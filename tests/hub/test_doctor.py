@@ -284,3 +284,8 @@ def test_the_command_exits_by_its_errors(bundle, data):
     assert "error   configs/train.yaml: learning_rate: ZeroDivisionError: division by zero" in done.stdout
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_bundle_that_lists_its_cases_in_its_own_way_is_scored_elsewhere(repository, tmp_path):
+    with pytest.raises(ValueError, match=r"mtcm-kd' lists its cases by @list_cases.*score by configs/evaluate.yaml"):
+        diagnose(repository / "bundles" / "mtcm-kd", tmp_path)

@@ -184,6 +184,10 @@ class BundleFolder:
         return any((self.root / "configs" / f"{stem}{suffix}").is_file() for suffix in _CONFIG_SUFFIXES)
 
     def model_folders(self) -> list[Path]:
-        """The folders below ``models/`` that hold a network of their own, such as the default teacher."""
-        folders = (self.root / "models").glob("*")
-        return sorted(path for path in folders if path.is_dir() and self._belongs(path) and any(path.rglob("*")))
+        """The folders below ``models/`` that hold a network of their own, such as the default teacher.
+
+        Weights with a training record and no ``configs`` are of a network that the bundle's configuration builds.
+        """
+        folders = [path for path in (self.root / "models").glob("*") if path.is_dir() and self._belongs(path)]
+        built = [path for path in folders if (path / "model.json").is_file() and not (path / "configs").is_dir()]
+        return sorted(path for path in folders if path not in built and any(path.rglob("*")))

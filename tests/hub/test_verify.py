@@ -13,6 +13,7 @@ import torch
 from tiny_bundles import change_json, command, replace, tiny_student
 
 from monai_kd.hub import index_bundles, pack_bundle, verify_bundle, write_checksums
+from monai_kd.hub.bundle_folder import BundleFolder
 from monai_kd.hub.shared_blocks import infer_json
 
 
@@ -311,3 +312,12 @@ def test_the_command_prints_every_check_and_exits_by_them(bundle, tmp_path):
     assert "Traceback" not in done.stderr
     done = command("verify", tmp_path / "nowhere", succeed=False)
     assert done.stderr.strip() == f"error: bundle '{tmp_path / 'nowhere'}' is no folder"
+
+
+def test_weights_of_a_training_mode_are_no_network_of_their_own(tmp_path):
+    """Such as teachers that a student's configuration builds; a folder without a record must be a bundle's."""
+    for name in ("teacher", "teachers"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "model.pt").write_bytes(b"weights")
+    (tmp_path / "models" / "teachers" / "model.json").write_text("{}")
+    assert [path.name for path in BundleFolder(tmp_path).model_folders()] == ["teacher"]

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 
 from monai_kd.handlers.provenance import file_sha256
-from monai_kd.teachers import load_report, load_teacher
+from monai_kd.teachers import load_report, load_teacher, load_weights
 from monai_kd.visualize import load_records, write_tables
 
 
@@ -97,6 +98,15 @@ def test_the_shipped_slices_network_is_the_seed_of_the_best_validation(repositor
     seeds = [r for r in depth_records if (r["protocol"]["name"], r["method"]) == ("hippocampus", "distill_dsm")]
     best = max(seeds, key=lambda record: record["training"]["best_metric"])
     assert record_of(depth_records, repository / "bundles" / "distill-dsm" / "models" / "model.pt") == best
+
+
+def test_the_shipped_teachers_of_other_modalities_fit_their_configuration(repository):
+    folder = repository / "bundles" / "mtcm-kd"
+    parser = ConfigParser(ConfigParser.load_config_file(str(folder / "configs" / "train.yaml")))
+    weights, seen = folder / "models" / "teachers" / "model.pt", parser.get_parsed_content("teacher_modalities")
+    teachers = load_weights(parser.get_parsed_content("teachers_def"), weights, {"teacher_modalities": seen})
+    assert load_report(teachers).complete
+    assert json.loads(weights.with_suffix(".json").read_text())["network"]["weights_sha256"] == file_sha256(weights)
 
 
 def test_arms_of_one_modality_share_recipe_cases_and_scoring(modality_records):

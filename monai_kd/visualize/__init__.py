@@ -1,10 +1,14 @@
 """Tables, figures and the report of finished runs; the viewer of predictions. What draws is imported only when used."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from monai_kd.visualize.curves import curves_figure, paired_figure, save_figure
 from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.distillers_figure import distillers_figure
 from monai_kd.visualize.documents import write_tables
-from monai_kd.visualize.meshes import structure_mesh, write_scene, write_stl
 from monai_kd.visualize.networks import networks_table
 from monai_kd.visualize.networks_figure import networks_figure
 from monai_kd.visualize.overlays import overlay_figure, save_overlay
@@ -13,11 +17,14 @@ from monai_kd.visualize.report import write_report
 from monai_kd.visualize.statistics import PairedDifference, PairRefused, bootstrap_interval, paired_difference
 from monai_kd.visualize.structures import Structure, bundle_classes, named_structures
 from monai_kd.visualize.tables import result_groups, results_table
-from monai_kd.visualize.viewer import View, ViewerSettings, write_viewer
-from monai_kd.visualize.viewer_case import ViewerCase, read_case
-from monai_kd.visualize.volume_gif import save_gif
-from monai_kd.visualize.volume_page import write_page
-from monai_kd.visualize.volume_slices import save_slices, slices_figure
+
+if TYPE_CHECKING:
+    from monai_kd.visualize.meshes import structure_mesh, write_scene, write_stl
+    from monai_kd.visualize.viewer import View, ViewerSettings, write_viewer
+    from monai_kd.visualize.viewer_case import ViewerCase, read_case
+    from monai_kd.visualize.volume_gif import save_gif
+    from monai_kd.visualize.volume_page import write_page
+    from monai_kd.visualize.volume_slices import save_slices, slices_figure
 
 __all__ = [
     "PairRefused",
@@ -54,3 +61,25 @@ __all__ = [
     "write_tables",
     "write_viewer",
 ]
+
+# the viewer's parts need torch and MONAI, which tables do not
+_LATE = {
+    "structure_mesh": "meshes",
+    "write_scene": "meshes",
+    "write_stl": "meshes",
+    "View": "viewer",
+    "ViewerSettings": "viewer",
+    "write_viewer": "viewer",
+    "ViewerCase": "viewer_case",
+    "read_case": "viewer_case",
+    "save_gif": "volume_gif",
+    "write_page": "volume_page",
+    "save_slices": "volume_slices",
+    "slices_figure": "volume_slices",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)

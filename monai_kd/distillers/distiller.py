@@ -249,12 +249,6 @@ class Distiller(nn.Module):
 
     def _check_addresses(self) -> None:
         known = self.known_views()
-        read = set(self._addresses())
-        untrained = [head for head in getattr(self.student, "head_names", ()) if f"student/{head}" not in read]
-        if untrained:
-            raise ValueError(
-                f"no term trains the heads {untrained} of the student; it has {', '.join(self.student.head_names)}"  # type: ignore[arg-type]
-            )
         doubled = sorted({address for address in known if known.count(address) > 1})
         if doubled:
             raise ValueError(f"views {doubled} come both from a live network and from the batch; keep one of the two")
@@ -266,6 +260,12 @@ class Distiller(nn.Module):
                 )
                 if address not in known and not is_head:
                     raise ValueError(f"term '{name}' reads '{address}'; known: {', '.join(self._suggestions(known))}")
+        read = set(self._addresses())
+        untrained = [head for head in getattr(self.student, "head_names", ()) if f"student/{head}" not in read]
+        if untrained:
+            raise ValueError(
+                f"no term trains the heads {untrained} of the student; it has {', '.join(self.student.head_names)}"  # type: ignore[arg-type]
+            )
 
     def _suggestions(self, known: list[str]) -> list[str]:
         stages = [f"{name}/{stage}" for name, network in self.networks.items() for stage in stage_paths(network)]

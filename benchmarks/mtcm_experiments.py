@@ -23,10 +23,10 @@ RESULTS = REPOSITORY / "docs" / "results" / "mtcm_kd"
 # float32 on every machine: the arms may be trained on several
 SETTINGS = {"cpu_bfloat16": False}
 ON_ALL_SEEDS = {
-    "baseline": ("baseline.yaml",),
-    "early_fusion": ("early_fusion.yaml",),
     "mtcm_kd_pretrained": ("pretrained.yaml",),
+    "baseline": ("baseline.yaml",),
     "response_kd_pretrained": ("pretrained.yaml", "response_kd.yaml"),
+    "early_fusion": ("early_fusion.yaml",),
 }
 ON_ONE_SEED = {
     "cdsfl_only_pretrained": ("pretrained.yaml", "cdsfl_only.yaml"),
@@ -53,15 +53,15 @@ def _run(name: str, overlays: Iterable[str], seed: int) -> Run:
 
 
 def train(workers: int, threads: int) -> None:
-    """Train everything, those that need no teachers first; publish the joint form and the teachers."""
-    (joint,) = (run for run in students() if run.name == f"mtcm_kd-seed{SEEDS[0]}")
-    others = [run for run in students() if run.name != joint.name]
-    free = [run for run in others if "pretrained.yaml" not in run.configs]
-    train_side_by_side([teachers(), joint, *free], workers, threads)
+    """Train the teachers beside the student alone, then what needs them; publish the teachers and the joint form."""
+    planned = students()
+    alone = [run for run in planned if run.name.startswith("baseline")]
+    train_side_by_side([teachers(), *alone], workers, threads)
     publish_teachers()
+    train_side_by_side([run for run in planned if run not in alone], workers, threads)
+    (joint,) = (run for run in planned if run.name == f"mtcm_kd-seed{SEEDS[0]}")
     if not joint.only_published:
         publish(joint)
-    train_side_by_side([run for run in others if run not in free], workers, threads)
 
 
 def publish_teachers() -> None:

@@ -259,6 +259,21 @@ def view(
         print(f"written: {shown.folder}{', Dice ' + ', '.join(scores) if scores else ''}")
 
 
+def stages(bundle: str, out: str = "runs/stages", only: str = "", **overrides: Any) -> None:
+    """Train a method of several stages, one after the other; finished ones are passed over, a stopped one goes on.
+
+    Args:
+        bundle: the bundle's folder; its configs/stages.json lists them.
+        out: folder of the runs below BUNDLE, one for each stage.
+        only: names of stages, comma separated; empty takes all.
+        overrides: ids of the configuration, for all stages: --dataset_dir DIR --seed 1
+    """
+    from monai_kd.hub import run_stages
+
+    for folder in run_stages(bundle, out, [name for name in only.split(",") if name], overrides):
+        print(f"trained: {folder}")
+
+
 def sync(bundles_dir: str = "bundles", check: bool = False) -> None:
     """Bring shared blocks, infer.json and checksums of bundles in line with bundles/_shared, inference.yaml, weights.
 
@@ -326,6 +341,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     verify,
     doctor,
     calibrate,
+    stages,
     fetch,
     push,
     materialize,

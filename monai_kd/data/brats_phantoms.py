@@ -16,6 +16,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from monai_kd.data.phantom_anatomy import smooth_field
+from monai_kd.data.phantom_folder import claim_folder
 from monai_kd.data.phantoms import PhantomCase, check_count, write_nifti
 from monai_kd.data.tumor_anatomy import BRAIN_FIELD_MM, brain_fractions, brain_texture, tumor_map
 
@@ -23,7 +24,6 @@ __all__ = ["BRAIN_CONTRAST", "brats_phantom_case", "make_brats_phantoms"]
 
 MADE_BY = "monai_kd.data.brats_phantoms"
 MIN_SPATIAL_SIZE = 24  # coarser grids can lose the rim, and then a label value would be missing
-_MARK = "phantoms.json"  # tells our folders from others
 
 # Mean signal relative to white matter in T1, in the order of BRAIN_TISSUES. In T1ce edema lies between white and gray
 # matter, and vessels are as bright as the rim; in T2 edema is darker than CSF; FLAIR hardly tells the tumor's parts.
@@ -130,7 +130,8 @@ def make_brats_phantoms(
     form = LAYOUTS[layout]
     names = [form["case"].format(index) for index in range(num_cases)]
     files = [_files(form, name) for name in names]
-    _claim_folder(folder, [path for paths in files for path in paths.values()] + ["dataset.json"] * ("labels" in form))
+    written = [path for paths in files for path in paths.values()] + ["dataset.json"] * ("labels" in form)
+    claim_folder(folder, written, MADE_BY)
     for index, paths in enumerate(tqdm(files, desc="phantoms", unit="case", disable=not progress)):
         modalities = tuple(form.get("modality", BRAIN_CONTRAST))
         case = brats_phantom_case(seed, index, modalities, spatial_size, spacing_mm, form["values"])
@@ -163,30 +164,6 @@ def _files(form: dict[str, Any], name: str) -> dict[str, str]:
     if "endings" in form:
         return {role: f"{name}/{name}{ending}.nii.gz" for role, ending in form["endings"].items()}
     return {"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"}
-
-
-def _claim_folder(folder: Path, files: Sequence[str]) -> None:
-    """Mark a folder as ours before anything is written; removes earlier phantoms, refuses anything else."""
-    if folder.is_file():
-        raise FileExistsError(f"output_dir '{folder}' is a file; give a new or empty directory")
-    mark = folder / _MARK
-    if folder.is_dir() and any(folder.iterdir()):
-        try:
-            content = json.loads(mark.read_text(encoding="utf-8"))
-            stale = [folder / path for path in content["files"]] if content["made_by"] == MADE_BY else None
-        except (OSError, ValueError, KeyError, TypeError):
-            stale = None
-        if stale is None:
-            raise FileExistsError(
-                f"output_dir '{folder}' is not empty and holds no phantoms of {MADE_BY}; give a new or empty directory"
-            )
-        for path in stale:
-            path.unlink(missing_ok=True)
-        for parent in {path.parent for path in stale} - {folder}:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps({"made_by": MADE_BY, "files": list(files)}, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_dataset_json(folder: Path, form: dict[str, Any], files: Sequence[dict[str, str]]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from monai_kd.data.volumes import VolumeFacts
 
-__all__ = ["GRID_TOLERANCE", "ambiguous_labels", "case_problems", "grid_shift", "joined_channels"]
+__all__ = ["GRID_TOLERANCE", "ambiguous_labels", "case_problems", "grid_shift", "joined_channels", "mask_problems"]
 
 GRID_TOLERANCE = 0.1  # voxels that image and label may lie apart
 
@@ -33,7 +33,8 @@ def case_problems(image: VolumeFacts, label: VolumeFacts, in_channels: int, labe
     if label.channels != 1:
         problems.append(f"label has {label.channels} channels, a label map has 1")
     if image.shape != label.shape:
-        problems.append(f"image has {_size(image.shape)} voxels and label {_size(label.shape)}: not the same grid")
+        cells = "pixels" if len(image.shape) == 2 else "voxels"
+        problems.append(f"image has {_size(image.shape)} {cells} and label {_size(label.shape)}: not the same grid")
     elif (shift := grid_shift(image.affine, label.affine, image.shape)) > GRID_TOLERANCE:
         problems.append(f"the affines of image and label differ, by up to {shift:.3g} voxels: not the same grid")
     for role, facts in (("image", image), ("label", label)):
@@ -41,8 +42,29 @@ def case_problems(image: VolumeFacts, label: VolumeFacts, in_channels: int, labe
             problems.append(f"{role} has {facts.not_finite} voxels that are NaN or infinite")
     if outside := [value for value in label.values if value not in label_values]:
         shown = ", ".join(f"{value:g}" for value in outside[:5]) + (", ..." if len(outside) > 5 else "")
-        problems.append(f"label has the values {shown}; the classes are {_values_text(label_values)}")
+        smeared = "; JPEG smears masks, save them as PNG" if len(label.shape) == 2 and len(outside) > 5 else ""
+        problems.append(f"label has the values {shown}; the classes are {_values_text(label_values)}{smeared}")
     return problems
+
+
+def mask_problems(image: VolumeFacts, mask: VolumeFacts, role: str = "fov") -> list[str]:
+    """Return what is wrong with a mask of the pixels that count; an empty list if nothing is.
+
+    Args:
+        image, mask: what the two files hold.
+        role: what the mask is called.
+    """
+    if mask.error:
+        return [f"{role} cannot be read, it is damaged or truncated ({mask.error})"]
+    if mask.channels != 1 or (not image.error and mask.shape != image.shape):
+        return [
+            f"{role} has {mask.channels} channels of {_size(mask.shape)} pixels; one of {_size(image.shape)} would fit "
+            "the image"
+        ]
+    if len(mask.values) > 2 or not mask.values[-1] > 0:
+        shown = ", ".join(f"{value:g}" for value in mask.values[:5])
+        return [f"{role} has the values {shown}; it must be 0 outside of the field of view and one value inside"]
+    return []
 
 
 def ambiguous_labels(

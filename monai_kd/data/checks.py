@@ -16,6 +16,7 @@ from monai_kd.data.case_problems import (
     case_problems,
     grid_shift,
     joined_channels,
+    mask_problems,
 )
 from monai_kd.data.dataset_json import class_names as listed_class_names
 from monai_kd.data.label_meanings import check_label_meanings, compare_label_meanings
@@ -23,7 +24,7 @@ from monai_kd.data.volumes import read_volumes
 
 __all__ = ["GRID_TOLERANCE", "CaseCheck", "case_problems", "grid_shift"]
 
-Case = Mapping[str, Any]  # paths under image (one, or a list of the channels' files) and label
+Case = Mapping[str, Any]  # paths under image (one, or a list of the channels' files), label, and perhaps fov
 _logger = logging.getLogger("monai_kd")
 _MOST_SHOWN = 10
 
@@ -48,7 +49,9 @@ class CaseCheck:
     """Read every case once before training and refuse, or leave out, those that cannot be used.
 
     Reports files that cannot be read, a wrong number of channels, image and label on different grids, NaN or infinite
-    voxels, and label values outside the classes. Also compares the class names with ``labels`` of ``dataset.json``:
+    voxels, and label values outside the classes; of a case with ``fov``, a mask that does not fit the image or has more
+    than two values. Masks of photographs hold 0 and 255 whatever their format (:func:`~monai_kd.data.as_grey`): give
+    ``label_values=[0, 255]``. Also compares the class names with ``labels`` of ``dataset.json``:
     the same names in another order are an error, other names a warning. Results are remembered by file
     (:func:`~monai_kd.data.volumes.read_volumes`). Of several processes the first one reads.
 
@@ -106,7 +109,7 @@ class CaseCheck:
 
         Args:
             dataset_dir: MSD-layout folder.
-            cases: ``{"image", "label"}`` paths by case id; an image may be a list of files.
+            cases: ``{"image", "label"}`` paths by case id, and ``fov`` if any; an image may be a list of files.
 
         Raises:
             ValueError: there are bad cases and ``skip_bad_cases`` is False, or ``dataset.json`` has the classes in
@@ -133,7 +136,7 @@ class CaseCheck:
             ValueError: there are bad cases; in a list they cannot be skipped.
         """
         items = [item for part in lists for item in part if _files(item) not in self._passed]
-        new = [{role: item[role] for role in ("image", "label")} for item in items]
+        new = [{role: item[role] for role in ("image", "label", "fov") if role in item} for item in items]
         if new and (bad := self._bad(dataset_dir, {" + ".join(_files(item)[:-1]): item for item in new})):
             raise ValueError(f"{len(bad)} of {len(new)} listed cases cannot be used:\n{_listing(bad)}")
 
@@ -159,13 +162,16 @@ class CaseCheck:
             [path for paths in files.values() for path in paths[:-1]],
             [paths[-1] for paths in files.values()],
         )
-        facts = read_volumes(dataset_dir, images, labels, self.progress)
+        masks = {name: os.fspath(case["fov"]) for name, case in cases.items() if "fov" in case}
+        facts = read_volumes(dataset_dir, images, [*labels, *masks.values()], self.progress)
         problems: dict[str, list[str]] = {}
         for name, (*parts, label) in files.items():
             image = facts[parts[0]]
             if len(parts) > 1:
                 image = joined_channels([(part, facts[part]) for part in parts])
             problems[name] = case_problems(image, facts[label], self.in_channels, self.label_values)
+            if name in masks:
+                problems[name] += mask_problems(image, facts[masks[name]])
         label_facts = {name: facts[paths[-1]] for name, paths in files.items()}
         for name, ambiguous in ambiguous_labels(label_facts, self.exclusive_values).items():
             problems[name] += ambiguous

@@ -63,22 +63,27 @@ def patients_of(names: Iterable[str], same: Iterable[Iterable[str]] = ()) -> dic
     return {name: root(name) for name in names}
 
 
-def case_patients(names: Iterable[str], name_mapping: str | Path = "") -> dict[str, str]:
+def case_patients(
+    names: Iterable[str], name_mapping: str | Path = "", groups: Iterable[Iterable[str]] = ()
+) -> dict[str, str]:
     """Return a patient for each case id, by the table at ``name_mapping`` if there is one; ``""`` is none.
+
+    Ids of one of the ``groups`` are one patient's too.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_name_mapping`; or the table names none of the cases.
     """
     names = list(names)
+    groups = list(groups)
     if not name_mapping:
-        return patients_of(names)
+        return patients_of(names, groups)
     mapping = read_name_mapping(name_mapping)
     listed = patients_of(name for group in mapping for name in group)
     if not set(listed.values()) & set(patients_of(names).values()):  # as both are spelled without the table
         raise ValueError(
             f"name_mapping '{name_mapping}' names none of the {len(names)} cases, the first of which is '{names[0]}'"
         )
-    return patients_of(names, mapping)
+    return patients_of(names, [*mapping, *groups])
 
 
 def shared_patients(sections: Mapping[str, Iterable[str]], patients: Mapping[str, str]) -> list[str]:

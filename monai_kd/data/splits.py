@@ -121,8 +121,9 @@ class CaseSplit:
         fractions: parts of validation and test in a drawn split, each at least one case.
         check: called once with the folder and all cases in use, by id; returns the problems of those to leave out
             (:class:`~monai_kd.data.CaseCheck`). Sections are drawn first, so the other cases keep theirs.
-        list_cases: lists the labelled cases of a folder of another layout, e.g. :func:`~monai_kd.data.brats_cases`; its
-            images may be lists of files. None takes :func:`~monai_kd.data.labelled_cases`.
+        list_cases: lists the labelled cases of a folder of another layout, e.g. :func:`~monai_kd.data.brats_cases` or
+            :func:`~monai_kd.data.image_mask_cases`; its images may be lists of files. Cases of one ``group`` are kept
+            together as a patient's are. None takes :func:`~monai_kd.data.labelled_cases`.
         name_mapping: path of a table that says which case ids are one patient's
             (:func:`~monai_kd.data.read_name_mapping`), for folders that hold cases of several years; ``""`` is none. A
             drawn split keeps a patient in one section.
@@ -217,18 +218,30 @@ class CaseSplit:
         doubled = sorted({name for name in listed if listed.count(name) > 1})
         if doubled:
             raise ValueError(f"split_file '{path}' names {doubled[:5]} more than once; sections may not overlap")
-        if shared := shared_patients(ids, case_patients(self._cases_by_id(), self.name_mapping)):
+        if shared := shared_patients(ids, self._patients()):
             raise ValueError(
-                f"split_file '{path}' has {len(shared)} patients in several sections, the first as {shared[0]}; all "
-                "cases of a patient belong into one"
+                f"split_file '{path}' has {len(shared)} {self._kind}s in several sections, the first as {shared[0]}; "
+                f"all cases of a {self._kind} belong into one"
             )
         return ids
 
+    @property
+    def _kind(self) -> str:
+        return "group" if any("group" in case for case in self._cases_by_id().values()) else "patient"
+
+    def _patients(self) -> dict[str, str]:
+        """Return what keeps cases together, by case id: the patient, and the group that the case names."""
+        groups: dict[str, list[str]] = {}
+        for name, case in self._cases_by_id().items():
+            if "group" in case:
+                groups.setdefault(case["group"], []).append(name)
+        return case_patients(self._cases_by_id(), self.name_mapping, groups.values())
+
     def _draw_split(self) -> dict[str, list[str]]:
         names = list(self._cases_by_id())
-        patients = case_patients(names, self.name_mapping)
+        patients = self._patients()
         if (num_patients := len(set(patients.values()))) < len(SECTIONS):
-            of_patients = f" of {num_patients} patients" if num_patients < len(names) else ""
+            of_patients = f" of {num_patients} {self._kind}s" if num_patients < len(names) else ""
             raise ValueError(
                 f"'{self.dataset_dir}' holds {len(names)} labelled cases{of_patients}; train, validation and test need "
                 "at least 3"

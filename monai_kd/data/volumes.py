@@ -18,6 +18,8 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from tqdm import tqdm
 
+from monai_kd.data.raster import is_raster, read_raster
+
 __all__ = ["VolumeFacts", "cache_file", "read_volumes", "volume_facts"]
 
 _CACHE_VARIABLE = "MONAI_KD_CACHE"
@@ -47,7 +49,12 @@ class VolumeFacts:
 
 
 def volume_facts(path: str | os.PathLike[str], is_label: bool) -> VolumeFacts:
-    """Read a whole volume as training does (``LoadImage``, channel first); a file that cannot be read is a fact too."""
+    """Read a whole volume as training does (``LoadImage``, channel first); a file that cannot be read is a fact too.
+
+    Photographs and their masks are read by :func:`~monai_kd.data.raster.read_raster`; their affine is the identity.
+    """
+    if is_raster(path):
+        return _raster_facts(path, is_label)
     try:
         volume = LoadImage(image_only=True, ensure_channel_first=True, dtype=None)(os.fspath(path))
     except Exception as error:  # readers raise whatever their format's library raises
@@ -61,6 +68,19 @@ def volume_facts(path: str | os.PathLike[str], is_label: bool) -> VolumeFacts:
         affine=tuple(np.asarray(volume.affine, dtype=float).ravel().tolist()),
         not_finite=int((~torch.isfinite(voxels)).sum()) if voxels.is_floating_point() else 0,
         values=tuple(float(value) for value in values),
+    )
+
+
+def _raster_facts(path: str | os.PathLike[str], is_label: bool) -> VolumeFacts:
+    try:
+        pixels = read_raster(path, is_label)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and its own
+        return VolumeFacts(error=_reason(error))
+    return VolumeFacts(
+        channels=len(pixels),
+        shape=pixels.shape[1:],
+        affine=tuple(np.eye(4).ravel().tolist()),
+        values=tuple(float(value) for value in np.unique(pixels)[:_MOST_VALUES]) if is_label else (),
     )
 
 

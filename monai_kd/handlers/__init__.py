@@ -11,6 +11,7 @@ from monai_kd.handlers.gradient_ratio import GradientRatios
 from monai_kd.handlers.mean_case_dice import MeanCaseDice
 from monai_kd.handlers.overrides import check_overrides, override_problems
 from monai_kd.handlers.performance_weights import PerformanceWeights
+from monai_kd.handlers.pixel_scores import PixelScores
 from monai_kd.handlers.progress import Progress
 from monai_kd.handlers.publish import PublishBest
 from monai_kd.handlers.run_dir import clear_run_dir, new_run_name, open_run_dir, require_free_space, run_name
@@ -29,6 +30,7 @@ __all__ = [
     "GradientRatios",
     "MeanCaseDice",
     "PerformanceWeights",
+    "PixelScores",
     "Progress",
     "PublishBest",
     "ResumableTraining",

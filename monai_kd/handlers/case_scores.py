@@ -100,7 +100,11 @@ def _clock() -> float:
 
 def _check_same_grid(name: str, image: MetaTensor, label: MetaTensor) -> None:
     """Refuse a label whose header places it elsewhere than its image: the scores would be of another anatomy."""
-    stored = image.meta.get("original_affine", image.affine)
+    stored = image.meta.get("original_affine")
+    if stored is None:  # a photograph has no header; its file and the label's were compared before
+        if image.shape[1:] != label.shape[1:]:
+            return
+        stored = image.affine
     shift = grid_shift(stored, label.affine, label.shape[1:])
     if not shift <= GRID_TOLERANCE:  # also where it is NaN
         raise ValueError(
@@ -110,11 +114,17 @@ def _check_same_grid(name: str, image: MetaTensor, label: MetaTensor) -> None:
 
 
 def write_metrics_csv(path: str | Path, cases: Sequence[dict[str, Any]]) -> None:
-    """Write one row per case and class: case, class, dice, hd95_mm, missed, false_positive, inference_s."""
+    """Write one row per case and class: case, class, dice, hd95_mm, missed, false_positive, inference_s.
+
+    Where :class:`~monai_kd.handlers.PixelScores` scored the images, ``pixel_<metric>`` columns follow.
+    """
+    pixels = list(cases[0].get("pixels", {})) if cases else []
+    header = ["case", "class", "dice", "hd95_mm", "missed", "false_positive", "inference_s"]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["case", "class", "dice", "hd95_mm", "missed", "false_positive", "inference_s"])
+        writer.writerow([*header, *(f"pixel_{metric}" for metric in pixels)])
         for case in cases:
+            scored = [case["pixels"][metric] for metric in pixels]
             for name, dice in case["dice"].items():
                 flags = [int(name in case["missed"]), int(name in case["false_positive"])]
-                writer.writerow([case["case"], name, dice, case["hd95_mm"][name], *flags, case["inference_s"]])
+                writer.writerow([case["case"], name, dice, case["hd95_mm"][name], *flags, case["inference_s"], *scored])

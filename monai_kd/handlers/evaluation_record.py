@@ -168,6 +168,18 @@ def _summary_lines(content: Mapping[str, Any]) -> str:
         )
     mean = summary["dice"]["mean"]
     rows.append(f"mean Dice {'-' if mean is None else f'{mean:.4f}'} over {summary['n_cases']} cases")
+    if "pixels" in summary:
+        rows += _pixel_lines(summary["pixels"])
     if skipped := content["skipped_cases"]:
         rows.append(f"left out, because they cannot be used: {', '.join(sorted(skipped))}")
     return "\n".join(rows)
+
+
+def _pixel_lines(pixels: Mapping[str, Any]) -> list[str]:
+    """Format the scores of pixels: mean and SD over images, and of all pixels together."""
+    rows = [f"{'of pixels':<16}{'mean':>8}{'SD':>10}{'images':>8}{'pooled':>12}"]
+    for name, mean in pixels["mean"].items():
+        values = [mean, pixels["sd"][name], pixels["pooled"].get(name)]
+        shown = ["-" if value is None else f"{value:.4f}" for value in values]
+        rows.append(f"{name:<16}{shown[0]:>8}{shown[1]:>10}{pixels['n'][name]:>8}{shown[2]:>12}")
+    return rows

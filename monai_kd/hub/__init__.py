@@ -15,6 +15,7 @@ from monai_kd.hub.index import index_bundles
 from monai_kd.hub.materialize import materialize_run
 from monai_kd.hub.pack import Packed, pack_bundle
 from monai_kd.hub.shared_blocks import sync_bundles
+from monai_kd.hub.stages import Stage, read_stages, run_stages
 from monai_kd.hub.taps import BundleTaps, bundle_taps
 from monai_kd.hub.teacher_folder import make_teacher
 from monai_kd.hub.verify import Check, verify_bundle
@@ -28,6 +29,7 @@ __all__ = [
     "ModelScores",
     "Packed",
     "PushedBundle",
+    "Stage",
     "TermPull",
     "bundle_taps",
     "calibrate_terms",
@@ -41,6 +43,8 @@ __all__ = [
     "materialize_run",
     "pack_bundle",
     "push_to_hugging_face",
+    "read_stages",
+    "run_stages",
     "sync_bundles",
     "verify_bundle",
     "write_checksums",

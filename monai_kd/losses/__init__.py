@@ -2,6 +2,7 @@
 
 from monai_kd.losses.attention import AttentionTransfer
 from monai_kd.losses.channel_wise import ChannelWiseKL
+from monai_kd.losses.cosine_distance import CosineDistance
 from monai_kd.losses.dice_jaccard_ce import DiceJaccardCE
 from monai_kd.losses.dist import CorrelationDistillation
 from monai_kd.losses.dkd import DecoupledKL
@@ -10,6 +11,8 @@ from monai_kd.losses.intra_class import IntraClassVariation
 from monai_kd.losses.multi_teacher import MultiTeacherKL
 from monai_kd.losses.performance import PerformanceKL, performance_weights
 from monai_kd.losses.region_affinity import RegionAffinity
+from monai_kd.losses.relation_graphs import CompleteGraph, StarGraph
+from monai_kd.losses.relative_error import RelativeSquaredError
 from monai_kd.losses.review import KnowledgeReview
 from monai_kd.losses.soft_logits import SoftBernoulliKL, SoftLogitKL
 from monai_kd.losses.voxelwise import VoxelLoss
@@ -20,7 +23,9 @@ __all__ = [
     "BoundaryWeighting",
     "ChannelWiseKL",
     "ClassBalance",
+    "CompleteGraph",
     "CorrelationDistillation",
+    "CosineDistance",
     "DecoupledKL",
     "DiceJaccardCE",
     "FeatureMimic",
@@ -30,8 +35,10 @@ __all__ = [
     "MultiTeacherKL",
     "PerformanceKL",
     "RegionAffinity",
+    "RelativeSquaredError",
     "SoftBernoulliKL",
     "SoftLogitKL",
+    "StarGraph",
     "TeacherErrorGate",
     "VoxelLoss",
     "performance_weights",

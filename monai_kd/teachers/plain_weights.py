@@ -18,7 +18,9 @@ __all__ = ["load_weights"]
 _logger = logging.getLogger("monai_kd")
 
 
-def load_weights(network: nn.Module, path: str | Path, made_for: Mapping[str, Any] | None = None) -> nn.Module:
+def load_weights(
+    network: nn.Module, path: str | Path, made_for: Mapping[str, Any] | None = None, freeze: bool = True
+) -> nn.Module:
     """Give a network the weights of a file, all of them, freeze it, and return it.
 
     Args:
@@ -27,6 +29,7 @@ def load_weights(network: nn.Module, path: str | Path, made_for: Mapping[str, An
         made_for: ids of the configuration and the values that they must have had when the weights were trained, which
             shapes do not tell, such as the modality of each teacher. They are compared with the training record beside
             the file (``model.json`` for ``model.pt``, or ``run.json``); without one a warning says so.
+        freeze: ``False`` leaves it as it is, to be trained from these weights on.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -50,7 +53,7 @@ def load_weights(network: nn.Module, path: str | Path, made_for: Mapping[str, An
         said = "; ".join(f"it {verb} {len(keys)}, such as {keys[0]}" for verb, keys in kinds if keys)
         raise ValueError(f"'{file}' holds the weights of another network than this {type(network).__name__}: {said}")
     report = LoadReport(config_file=None, network_id=None, weights=file, sha256=file_sha256(file), loaded=len(state))
-    return finish(network, report)
+    return finish(network, report, freeze)
 
 
 def _check_record(file: Path, made_for: Mapping[str, Any]) -> None:

@@ -79,11 +79,12 @@ def load_report(network: nn.Module) -> LoadReport:
     return _REPORTS[network]
 
 
-def finish(network: nn.Module, report: LoadReport) -> nn.Module:
-    """Freeze a network whose weights are in place, and remember its report."""
-    for parameter in network.parameters():  # a ScriptModule has no requires_grad_()
-        parameter.requires_grad_(False)
-    network.eval()
+def finish(network: nn.Module, report: LoadReport, freeze: bool = True) -> nn.Module:
+    """Freeze a network whose weights are in place, unless it is to learn on, and remember its report."""
+    if freeze:
+        for parameter in network.parameters():  # a ScriptModule has no requires_grad_()
+            parameter.requires_grad_(False)
+        network.eval()
     _REPORTS[network] = report
     return network
 

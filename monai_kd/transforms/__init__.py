@@ -1,7 +1,25 @@
 """Transforms that MONAI lacks."""
 
+from monai_kd.transforms.clahe import clahe
+from monai_kd.transforms.field_of_view import FieldOfViewd, ResizeFieldOfViewd, field_diameter, field_of_view
 from monai_kd.transforms.label_regions import LabelRegionsd, PrependBackgroundd, RegionsLabeld
 from monai_kd.transforms.mask_missing import MaskMissingd
+from monai_kd.transforms.photometric_views import PhotometricViewsd
 from monai_kd.transforms.require_slices import RequireSlicesd
+from monai_kd.transforms.retina_green import RetinaGreend, reflect_outside
 
-__all__ = ["LabelRegionsd", "MaskMissingd", "PrependBackgroundd", "RegionsLabeld", "RequireSlicesd"]
+__all__ = [
+    "FieldOfViewd",
+    "LabelRegionsd",
+    "MaskMissingd",
+    "PhotometricViewsd",
+    "PrependBackgroundd",
+    "RegionsLabeld",
+    "RequireSlicesd",
+    "ResizeFieldOfViewd",
+    "RetinaGreend",
+    "clahe",
+    "field_diameter",
+    "field_of_view",
+    "reflect_outside",
+]

@@ -1,9 +1,29 @@
 """Segmentation networks that MONAI lacks, with ``(in_channels, out_channels)`` as MONAI names them."""
 
+from monai_kd.networks.nets.alignment_network import AlignmentNetwork
 from monai_kd.networks.nets.channel_attention_res_unet import ChannelAttentionResUNet
 from monai_kd.networks.nets.cooperative_fusion import CooperativeFusion
 from monai_kd.networks.nets.dsm_unet import DSMUNet
+from monai_kd.networks.nets.enet import ENet
+from monai_kd.networks.nets.erfnet import ERFNet
 from monai_kd.networks.nets.insert_depth_shift import insert_depth_shift
+from monai_kd.networks.nets.mobilenet_v2_unet import MobileNetV2UNet
+from monai_kd.networks.nets.plain_unet import PlainUNet
+from monai_kd.networks.nets.semantic_autoencoder import SemanticAutoencoder
+from monai_kd.networks.nets.sk_unet import SKUNet
 from monai_kd.networks.nets.slice_stack import SliceStack
 
-__all__ = ["ChannelAttentionResUNet", "CooperativeFusion", "DSMUNet", "SliceStack", "insert_depth_shift"]
+__all__ = [
+    "AlignmentNetwork",
+    "ChannelAttentionResUNet",
+    "CooperativeFusion",
+    "DSMUNet",
+    "ENet",
+    "ERFNet",
+    "MobileNetV2UNet",
+    "PlainUNet",
+    "SKUNet",
+    "SemanticAutoencoder",
+    "SliceStack",
+    "insert_depth_shift",
+]

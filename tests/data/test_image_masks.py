@@ -1,0 +1,314 @@
+"""Photographs with masks: four layouts, pairs by name, groups that stay together, and faults that are named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_kd.data import CaseCheck, CaseSplit, case_id, image_mask_cases, make_vessel_phantoms, target_dirs
+
+CLASSES = ["background", "vessel"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MONAI_KD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return make_vessel_phantoms(tmp_path_factory.mktemp("vessels") / "a", 4, 2, size=64, progress=False)
+
+
+@pytest.fixture
+def chase(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made / "CHASE_DB1", tmp_path / "CHASE_DB1"))
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def polyps(folder: Path, sequences: dict[int, int]) -> Path:
+    """Frames named by their number; the table says of which video each is."""
+    for number in sequences:
+        write(folder / "images" / f"{number}.png", np.full((6, 8, 3), number, np.uint8))
+        write(folder / "labels" / f"{number}.png", np.eye(6, 8, dtype=np.uint8) * 255)
+    rows = "".join(f"{frame},{sequence}\n" for frame, sequence in sequences.items())
+    (folder / "sequences.csv").write_text("frame,sequence\n" + rows)
+    return folder
+
+
+# ---- listing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "count", "first", "label", "fov"),
+    [
+        ("CHASE_DB1", 6, "Image_01L", "labels_1stHO/Image_01L_1stHO.png", "fov_masks/Image_01L.gif"),
+        ("STARE", 2, "im0101", "labels_ah/im0101.ah.png", None),
+        ("DRIVE/training", 2, "101_training", "1st_manual/101_manual1.gif", "mask/101_training_mask.gif"),
+    ],
+)
+def test_each_layout_is_told_by_its_folders(made, folder, count, first, label, fov):
+    cases = image_mask_cases(made / folder)
+    assert len(cases) == count
+    assert case_id(cases[0]["image"]) == first
+    assert cases[0]["label"] == str(made / folder / label)
+    assert cases[0].get("fov") == (fov and str(made / folder / fov))
+    for case in cases:
+        assert all(Path(case[role]).is_file() for role in case if role != "group")
+
+
+def test_both_eyes_of_a_child_are_a_group(made):
+    groups = {case_id(case["image"]): case["group"] for case in image_mask_cases(made / "CHASE_DB1")}
+    assert groups["Image_01L"] == groups["Image_01R"] == "01"
+    assert len(set(groups.values())) == 3
+    assert "group" not in image_mask_cases(made / "STARE")[0]
+
+
+def test_frames_are_sorted_by_number_and_grouped_by_video(tmp_path):
+    cases = image_mask_cases(polyps(tmp_path, {10: 2, 2: 1, 1: 1}))
+    assert [case_id(case["image"]) for case in cases] == ["1", "2", "10"]
+    assert [case["group"] for case in cases] == ["1", "1", "2"]
+
+
+def test_patterns_replace_those_of_the_layout(tmp_path):
+    write(tmp_path / "a_photo.JPG", np.zeros((4, 4, 3), np.uint8))
+    write(tmp_path / "a_gt.png", np.zeros((4, 4), np.uint8))
+    write(tmp_path / "seen" / "a.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "a_photo.txt").write_text("notes")
+    (tmp_path / "._a_photo.jpg").write_bytes(b"macOS")
+    (case,) = image_mask_cases(tmp_path, images="{case}_photo.*", labels="{case}_gt.png", masks="seen/{case}.*")
+    assert [Path(case[role]).name for role in ("image", "label", "fov")] == ["a_photo.JPG", "a_gt.png", "a.png"]
+
+
+def test_images_alone_need_no_labels(chase):
+    shutil.rmtree(chase / "labels_1stHO")
+    cases = image_mask_cases(chase, "chase_db1", labeled=False)
+    assert len(cases) == 6
+    assert all(set(case) == {"image", "fov", "group"} for case in cases)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (
+            lambda folder: (folder / "labels_1stHO/Image_02L_1stHO.png").unlink(),
+            FileNotFoundError,
+            r"case 'Image_02L' in .* has no label: 'labels_1stHO/Image_02L_1stHO.\*' is not there \(6 images, 5 label",
+        ),
+        (
+            lambda folder: (folder / "fov_masks/Image_02L.gif").unlink(),
+            FileNotFoundError,
+            "case 'Image_02L' in .* has no fov: 'fov_masks/Image_02L",
+        ),
+        (
+            lambda folder: shutil.copy(folder / "images/Image_02L.jpg", folder / "images/Image_02L.jpeg"),
+            ValueError,
+            "case 'Image_02L' in .* has several files for image: Image_02L.jpeg, Image_02L.jpg; keep one",
+        ),
+        (lambda folder: shutil.rmtree(folder / "images"), ValueError, r"has no image: no file is named as 'images/"),
+    ],
+    ids=["label", "mask", "twice", "none"],
+)
+def test_what_a_folder_lacks_is_named(chase, spoil, error, message):
+    spoil(chase)
+    with pytest.raises(error, match=message):
+        image_mask_cases(chase)
+
+
+def test_wrong_arguments_are_named(chase, tmp_path):
+    with pytest.raises(
+        ValueError, match="layout is 'hrf'; known: chase_db1, stare, drive, cvc_clinicdb, images_labels"
+    ):
+        image_mask_cases(chase, "hrf")
+    with pytest.raises(ValueError, match=r"the pattern of image files is 'images/\*.jpg'; name the case once"):
+        image_mask_cases(chase, images="images/*.jpg")
+    with pytest.raises(FileNotFoundError, match="nowhere' is not a folder; pass --dataset_dir"):
+        image_mask_cases(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "message"),
+    [
+        (None, FileNotFoundError, "sequences.csv' does not exist; it tells which frames are of one sequence"),
+        ("frame,video\n1,1\n", ValueError, "needs the columns frame and sequence"),
+        ("frame,sequence\n1,1\n", ValueError, "has no sequence for 1 of 2 frames, the first is '2'"),
+    ],
+)
+def test_a_table_of_sequences_that_does_not_fit_is_named(tmp_path, table, error, message):
+    folder = polyps(tmp_path, {1: 1, 2: 1})
+    (folder / "sequences.csv").unlink()
+    if table is not None:
+        (folder / "sequences.csv").write_text(table)
+    with pytest.raises(error, match=message):
+        image_mask_cases(folder, "cvc_clinicdb")
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_drawn_split_keeps_a_video_in_one_section(tmp_path, seed):
+    sequences = {number: number // 4 for number in range(40)}
+    split = CaseSplit(str(polyps(tmp_path, sequences)), seed=seed, list_cases=image_mask_cases)
+    sections = {section: {sequences[int(name)] for name in names} for section, names in split.ids.items()}
+    assert sum(map(len, sections.values())) == len(set().union(*sections.values())) == 10
+    assert len(split.ids["test"]) >= 8
+    other = CaseSplit(str(tmp_path), seed=seed + 10, list_cases=image_mask_cases)
+    assert other.ids != split.ids
+
+
+def test_a_split_file_that_cuts_a_video_is_refused(tmp_path):
+    folder = polyps(tmp_path / "data", {1: 1, 2: 1, 3: 2, 4: 3})
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": ["1", "3"], "validation": ["4"], "test": ["2"]}))
+    with pytest.raises(ValueError, match=r"has 1 groups in several sections, the first as 1 \(train\) and 2 \(test\)"):
+        CaseSplit(str(folder), str(path), list_cases=image_mask_cases).cases("train")
+    few = polyps(tmp_path / "few", {1: 1, 2: 1, 3: 2})
+    with pytest.raises(
+        ValueError, match="holds 3 labelled cases of 2 groups; train, validation and test need at least 3"
+    ):
+        CaseSplit(str(few), list_cases=image_mask_cases).cases("train")
+
+
+def test_a_split_file_with_targets_names_folders_beside_it(made, tmp_path):
+    path = made / "splits" / "retina.json"
+    split = CaseSplit(str(made / "CHASE_DB1"), str(path), list_cases=image_mask_cases)
+    assert split.ids == {
+        "train": ["Image_01L", "Image_01R"],
+        "validation": ["Image_02L", "Image_02R"],
+        "test": ["Image_51L", "Image_51R"],
+    }
+    assert target_dirs(str(path)) == {name: str(made.resolve() / name) for name in ("STARE", "DRIVE/training")}
+    for folder in target_dirs(str(path)).values():
+        assert len(CaseSplit(folder, list_cases=image_mask_cases).cases("all")) == 2
+    (tmp_path / "splits").mkdir()
+    other = tmp_path / "splits" / "a.json"
+    with pytest.raises(FileNotFoundError, match=r"a.json' does not exist"):
+        target_dirs(str(other))
+    other.write_text(json.dumps({"targets": "STARE"}))
+    with pytest.raises(ValueError, match="has no list 'targets' of folders, got 'STARE'"):
+        target_dirs(str(other))
+    other.write_text(json.dumps({"targets": ["STARE"]}))
+    with pytest.raises(FileNotFoundError, match=r"names the target '.*STARE', which is not a folder"):
+        target_dirs(str(other))
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+
+def checked(folder: Path, channels: int = 3, skip: bool = False) -> CaseSplit:
+    check = CaseCheck(channels, CLASSES, skip_bad_cases=skip, progress=False, label_values=[0, 255])
+    return CaseSplit(str(folder), check=check, list_cases=image_mask_cases)
+
+
+@pytest.mark.parametrize("folder", ["CHASE_DB1", "STARE", "DRIVE/training"])
+def test_sound_photographs_pass(made, folder):
+    split = checked(made / folder)
+    assert len(split.cases("all")) == (6 if folder == "CHASE_DB1" else 2)
+    assert split.skipped == {}
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BAD = "Image_02L"
+DAMAGE = {
+    "truncated image": (f"images/{BAD}.jpg", truncated, "image cannot be read, it is damaged or truncated (OSError"),
+    "no image": (f"images/{BAD}.jpg", lambda path: path.write_text("x"), "image cannot be read, it is damaged"),
+    "truncated mask": (f"fov_masks/{BAD}.gif", truncated, "fov cannot be read, it is damaged or truncated (OSError"),
+    "gray": (
+        f"images/{BAD}.jpg",
+        lambda path: write(path, np.zeros((62, 64), np.uint8)),
+        "image has 1 channels, the network takes 3",
+    ),
+    "size": (
+        f"labels_1stHO/{BAD}_1stHO.png",
+        lambda path: write(path, np.zeros((60, 64), np.uint8)),
+        "image has 64 x 62 pixels and label 64 x 60: not the same grid",
+    ),
+    "values": (
+        f"labels_1stHO/{BAD}_1stHO.png",
+        lambda path: write(path, np.eye(62, 64, dtype=np.uint8)),
+        "label has the values 1; the classes are 0, 255",
+    ),
+    "smeared": (
+        f"labels_1stHO/{BAD}_1stHO.png",
+        lambda path: write(path, np.arange(62 * 64, dtype=np.uint8).reshape(62, 64)),
+        "label has the values 1, 2, 3, 4, 5, ...; the classes are 0, 255; JPEG smears masks, save them as PNG",
+    ),
+    "mask of another size": (
+        f"fov_masks/{BAD}.gif",
+        lambda path: write(path, np.full((62, 60), 255, np.uint8)),
+        "fov has 1 channels of 60 x 62 pixels; one of 64 x 62 would fit the image",
+    ),
+    "empty mask": (
+        f"fov_masks/{BAD}.gif",
+        lambda path: write(path, np.zeros((62, 64), np.uint8)),
+        "fov has the values 0; it must be 0 outside of the field of view and one value inside",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_each_kind_of_bad_photograph_is_named(chase, damage):
+    place, spoil, message = DAMAGE[damage]
+    spoil(chase / place)
+    with pytest.raises(ValueError, match=r"1 of 6 cases in .* cannot be used") as caught:
+        checked(chase).cases("all")
+    assert f"  {BAD}: " in str(caught.value)
+    assert message in str(caught.value)
+    assert list(checked(chase, skip=True).ids) == ["train", "validation", "test"]
+
+
+def test_lists_from_elsewhere_are_checked_with_their_masks(chase):
+    cases = image_mask_cases(chase)
+    truncated(chase / "fov_masks" / f"{BAD}.gif")
+    check = CaseCheck(3, CLASSES, progress=False, label_values=[0, 255])
+    check.check_lists(chase, cases[:2])
+    with pytest.raises(ValueError, match="1 of 4 listed cases cannot be used"):
+        check.check_lists(chase, cases)
+
+
+def test_a_gray_network_takes_gray_photographs(chase):
+    for path in (chase / "images").iterdir():
+        write(path, np.zeros((62, 64), np.uint8))
+    assert len(checked(chase, channels=1).cases("all")) == 6
+
+
+# ---- real data ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "count"), [("CHASE_DB1", 28), ("STARE", 20), ("DRIVE/training", 20), ("CVC_ClinicDB", 123)]
+)
+def test_real_photographs_pass(real_data, folder, count):
+    if not (real_data / folder).is_dir():
+        pytest.skip(f"MONAI_KD_DATA lacks {folder}: this test needs it")
+    split = checked(real_data / folder)
+    assert len(split.cases("all")) == count
+    assert split.skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "folder", "sizes"),
+    [
+        ("retina", "CHASE_DB1", [16, 4, 8]),
+        ("polyps", "CVC_ClinicDB", [86, 10, 27]),
+    ],
+)
+def test_published_splits_fit_and_cut_no_group(real_data, protocol, folder, sizes):
+    path = real_data / "splits" / f"{protocol}.json"
+    if not path.is_file():
+        pytest.skip(f"MONAI_KD_DATA lacks {path}: this test needs it")
+    split = CaseSplit(str(real_data / folder), str(path), list_cases=image_mask_cases)
+    assert [len(names) for names in split.ids.values()] == sizes

@@ -1,0 +1,149 @@
+"""What MONAI's reader and writer do with photographs: axes, channels, palettes, 16 bits; a saved mask overlays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, SaveImage, SaveImaged
+from PIL import Image
+
+from monai_kd.data import as_color, as_grey
+from monai_kd.data.raster import is_raster, read_raster
+from monai_kd.data.volumes import volume_facts
+
+HEIGHT, WIDTH = 4, 6
+COLORS = np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH, 3) * 3
+MASK = COLORS[..., 0] > 60
+
+
+def saved(path: Path, image: Image.Image) -> str:
+    image.save(path)
+    return str(path)
+
+
+def palette_mask() -> Image.Image:
+    """As CHASE_DB1 ships them: the first color is white, so what is inside has the number 0."""
+    image = Image.fromarray((~MASK).astype(np.uint8)).convert("P")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    return image
+
+
+def load(path: str, converter=None) -> MetaTensor:
+    options = {"converter": converter} if converter else {}
+    return LoadImage(reader="PILReader", ensure_channel_first=True, dtype=None, **options)(path)
+
+
+# ---- facts about MONAI that the bundles build on --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "ppm", "bmp"])
+def test_monai_reads_width_first_and_channels_in_front(tmp_path, ending):
+    image = load(saved(tmp_path / f"a.{ending}", Image.fromarray(COLORS)))
+    assert tuple(image.shape) == (3, WIDTH, HEIGHT)
+    np.testing.assert_array_equal(image.numpy(), COLORS.transpose(2, 1, 0))
+    assert image.affine.tolist() == torch.eye(4).tolist()
+    assert image.pixdim.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif", "ppm"])
+def test_monai_finds_no_reader_by_these_endings(tmp_path, ending):
+    path = saved(tmp_path / f"a.{ending}", Image.fromarray(COLORS))
+    with pytest.raises(RuntimeError, match="cannot find a suitable reader"):
+        LoadImage()(path)
+
+
+def test_monai_hands_out_numbers_of_a_palette_and_as_grey_their_colors(tmp_path):
+    path = saved(tmp_path / "a.gif", palette_mask())
+    np.testing.assert_array_equal(load(path)[0].numpy().T, ~MASK)
+    np.testing.assert_array_equal(load(path, as_grey)[0].numpy().T, MASK * 255)
+
+
+def test_sixteen_bits_are_read_whole(tmp_path):
+    levels = COLORS[..., 0].astype(np.uint16) * 256
+    path = saved(tmp_path / "a.png", Image.fromarray(levels))
+    np.testing.assert_array_equal(load(path)[0].numpy().T, levels)
+    np.testing.assert_array_equal(load(path, as_grey)[0].numpy().T, levels)
+    with pytest.raises(ValueError, match=r"a.png' has the pixel format I;16; save it with 8 bits a channel"):
+        as_color(Image.open(path))
+
+
+# ---- converters -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(MASK),
+        Image.fromarray(MASK.astype(np.uint8) * 255),
+        palette_mask(),
+        Image.fromarray(np.repeat(MASK[..., None], 3, -1).astype(np.uint8) * 255),
+        Image.fromarray(np.dstack([MASK.astype(np.uint8) * 255, np.full_like(MASK, 9, np.uint8)]), "LA"),
+    ],
+    ids=["bit", "gray", "palette", "color", "alpha"],
+)
+def test_masks_of_any_kind_are_0_and_255(tmp_path, image):
+    path = saved(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(load(path, as_grey).numpy(), MASK.T[None] * 255)
+    assert volume_facts(path, is_label=True).values == (0.0, 255.0)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(COLORS),
+        Image.fromarray(np.dstack([COLORS, np.full((HEIGHT, WIDTH), 100, np.uint8)])),
+        Image.fromarray(COLORS).quantize(256),
+    ],
+    ids=["color", "alpha", "palette"],
+)
+def test_images_of_any_kind_have_three_channels(tmp_path, image):
+    path = saved(tmp_path / "a.png", image)
+    np.testing.assert_allclose(load(path, as_color).numpy(), COLORS.transpose(2, 1, 0), atol=8)
+    assert volume_facts(path, is_label=False).channels == 3
+
+
+def test_facts_of_a_photograph_are_those_of_the_loaded_one(tmp_path):
+    path = saved(tmp_path / "a.JPG", Image.fromarray(COLORS[..., 0]))
+    facts = volume_facts(path, is_label=False)
+    assert (facts.channels, facts.shape, facts.values, facts.error) == (1, (WIDTH, HEIGHT), (), "")
+    assert facts.affine == tuple(np.eye(4).ravel())
+    assert read_raster(path, False).shape == (1, WIDTH, HEIGHT)
+    assert is_raster(path)
+    assert not is_raster("a.nii.gz")
+
+
+# ---- a prediction on its photograph ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg"])
+def test_a_prediction_saved_as_png_overlays_its_photograph(tmp_path, ending):
+    bright = np.zeros((20, 31, 3), np.uint8)
+    bright[3:9, 17:25] = 255
+    path = saved(tmp_path / f"eye.{ending}", Image.fromarray(bright))
+    item = Compose(
+        [
+            LoadImaged("image", reader="PILReader", converter=as_color),
+            EnsureChannelFirstd("image"),
+        ]
+    )({"image": path})
+    item["pred"] = (item["image"][:1] > 128).float()
+    SaveImaged(
+        "pred", output_dir=tmp_path / "out", output_ext=".png", output_postfix="seg", resample=False, scale=255,
+        separate_folder=False, output_dtype=np.uint8, print_log=False,
+    )(item)  # fmt: skip
+    mask = Image.open(tmp_path / "out" / "eye_seg.png")
+    assert (mask.mode, mask.size) == ("L", (31, 20))
+    np.testing.assert_array_equal(np.asarray(mask), (bright[..., 0] > 128) * 255)
+
+
+def test_without_a_scale_the_file_holds_class_numbers(tmp_path):
+    pred = load(saved(tmp_path / "a.png", Image.fromarray(MASK.astype(np.uint8))))
+    SaveImage(
+        tmp_path / "out", output_ext=".png", output_postfix="seg", resample=False, scale=None,
+        separate_folder=False, output_dtype=np.uint8, print_log=False,
+    )(pred)  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "a_seg.png")), MASK)

@@ -23,15 +23,15 @@ RESULTS = REPOSITORY / "docs" / "results" / "mtcm_kd"
 # float32 on every machine: the arms may be trained on several
 SETTINGS = {"cpu_bfloat16": False}
 ON_ALL_SEEDS = {
-    "mtcm_kd_pretrained": ("pretrained.yaml",),
     "baseline": ("baseline.yaml",),
+    "mtcm_kd_pretrained": ("pretrained.yaml",),
     "response_kd_pretrained": ("pretrained.yaml", "response_kd.yaml"),
     "early_fusion": ("early_fusion.yaml",),
 }
 ON_ONE_SEED = {
+    "mtcm_kd": (),
     "cdsfl_only_pretrained": ("pretrained.yaml", "cdsfl_only.yaml"),
     "uniform_weights_pretrained": ("pretrained.yaml", "uniform_weights.yaml"),
-    "mtcm_kd": (),
 }
 
 
@@ -41,9 +41,12 @@ def teachers() -> Run:
 
 
 def students() -> list[Run]:
-    """Return all other trainings, those of several seeds first."""
-    wanted = [(name, seed) for seed in SEEDS for name in ON_ALL_SEEDS]
-    wanted += [(name, SEEDS[0]) for name in ON_ONE_SEED]
+    """Return all other trainings; the joint form takes longest and comes first."""
+    joint, *parts = ON_ONE_SEED
+    wanted = [(joint, SEEDS[0])]
+    wanted += [(name, seed) for seed in SEEDS for name in ON_ALL_SEEDS if name != "early_fusion"]
+    wanted += [("early_fusion", seed) for seed in SEEDS]
+    wanted += [(name, SEEDS[0]) for name in parts]
     overlays = {**ON_ALL_SEEDS, **ON_ONE_SEED}
     return [_run(name, overlays[name], seed) for name, seed in wanted]
 

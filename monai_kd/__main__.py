@@ -265,8 +265,9 @@ def stages(bundle: str, out: str = "runs/stages", only: str = "", **overrides: A
     Args:
         bundle: the bundle's folder; its configs/stages.json lists them.
         out: folder of the runs below BUNDLE, one for each stage.
-        only: names of stages, comma separated; empty takes all.
-        overrides: ids of the configuration, for all stages: --dataset_dir DIR --seed 1
+        only: names of stages, comma separated; empty takes all. The others must be finished where these need them.
+        overrides: ids of the configuration, for all stages: --dataset_dir DIR --seed 1. Relative paths are seen from
+            BUNDLE, or else from the current folder.
     """
     from monai_kd.hub import run_stages
 

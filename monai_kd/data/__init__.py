@@ -4,18 +4,16 @@ from monai_kd.data.brats import brats_cases
 from monai_kd.data.brats_phantoms import brats_phantom_case, make_brats_phantoms
 from monai_kd.data.case_names import case_id
 from monai_kd.data.checks import CaseCheck, case_problems
-from monai_kd.data.image_masks import IMAGE_MASK_LAYOUTS, ImageMaskLayout, image_mask_cases
+from monai_kd.data.image_masks import ImageMaskLayout, image_mask_cases
 from monai_kd.data.patients import patients_of, read_name_mapping
 from monai_kd.data.phantoms import make_phantoms, phantom_case
 from monai_kd.data.raster import as_color, as_grey
 from monai_kd.data.splits import CaseSplit, default_dataset_dir, default_split_file, labelled_cases
 from monai_kd.data.targets import target_dirs
-from monai_kd.data.vessel_phantoms import VESSEL_DOMAINS, make_vessel_phantoms, vessel_phantom
+from monai_kd.data.vessel_phantoms import make_vessel_phantoms, vessel_phantom
 from monai_kd.data.volumes import VolumeFacts, read_volumes, volume_facts
 
 __all__ = [
-    "IMAGE_MASK_LAYOUTS",
-    "VESSEL_DOMAINS",
     "CaseCheck",
     "CaseSplit",
     "ImageMaskLayout",

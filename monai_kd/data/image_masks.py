@@ -67,19 +67,25 @@ def image_mask_cases(
         folder: of the data set.
         layout: a name of :data:`IMAGE_MASK_LAYOUTS`; ``""`` tells it by the folders that are there, ``images_labels``
             (``images/NAME.png`` and ``labels/NAME.png``) if none is known.
-        images, labels, masks: patterns that replace the layout's, see :class:`ImageMaskLayout`.
+        images, labels, masks: patterns that replace the layout's, see :class:`ImageMaskLayout`; ``masks=""`` goes
+            without field-of-view masks.
         labeled: False lists images without labels, for inference.
 
     Raises:
         FileNotFoundError: the folder does not exist, or the label, mask or group of an image; names the case.
-        ValueError: an unknown layout, a pattern without ``{case}``, no image, or several files for one case.
+        ValueError: an unknown layout, a pattern without ``{case}``, no image, several files for one case, or a case
+            whose name tells no group where the layout has groups.
     """
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_dir '{root}' is not a folder; pass --dataset_dir DIR with images and masks")
     form = _layout(root, layout)
-    chosen = {"image": images or form.images, "label": labels or form.labels, "fov": masks or form.masks}
-    wanted = {role: chosen[role] for role in ("image", "label", "fov") if chosen[role] and (labeled or role != "label")}
+    given = {"image": (images, form.images), "label": (labels, form.labels), "fov": (masks, form.masks)}
+    wanted = {role: default if own is None else own for role, (own, default) in given.items()}
+    if not labeled:
+        del wanted["label"]
+    if not wanted["fov"]:
+        del wanted["fov"]
     files = {role: _files(root, pattern, role) for role, pattern in wanted.items()}
     if not files["image"]:
         raise ValueError(f"dataset_dir '{root}' has no image: no file is named as '{wanted['image']}'")
@@ -142,11 +148,22 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
+def _group_in_name(expression: str, name: str) -> str:
+    match = re.search(expression, name)
+    if not match or not match[1]:
+        raise ValueError(
+            f"case '{name}' tells no group: its name does not fit '{expression}'; name the file so, or choose a layout "
+            "without groups, such as images_labels with patterns of its own"
+        )
+    return match[1]
+
+
 def _groups(root: Path, groups: str, names: list[str]) -> list[str]:
     """Return the group of each case, empty where it has none."""
+    if not groups:
+        return [""] * len(names)
     if not groups.endswith(".csv"):
-        matches = [re.search(groups, name) if groups else None for name in names]
-        return [match[1] if match else "" for match in matches]
+        return [_group_in_name(groups, name) for name in names]
     path = root / groups
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' does not exist; it tells which frames are of one sequence")

@@ -1,7 +1,7 @@
 """The distillation core: a Distiller sums Terms over named views of a student and its teachers."""
 
 from monai_kd.distillers.alignment import AlignmentDistiller
-from monai_kd.distillers.batch_statistics import keep_running_statistics
+from monai_kd.distillers.batch_statistics import keep_running_statistics, without_dropout
 from monai_kd.distillers.cooperative import CooperativeDistiller
 from monai_kd.distillers.cooperative_teachers import CooperativeTeachers
 from monai_kd.distillers.distiller import Distiller, DistillOutput
@@ -28,4 +28,5 @@ __all__ = [
     "network_stages",
     "pair_stages",
     "stage_paths",
+    "without_dropout",
 ]

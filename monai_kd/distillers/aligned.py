@@ -18,10 +18,9 @@ def check_encode_decode(name: str, network: Any) -> None:
     Raises:
         TypeError: it lacks one of the methods ``encode`` and ``decode``.
     """
-    lacking = [method for method in ("encode", "decode") if not callable(getattr(network, method, None))]
-    if lacking:
+    if lacking := _lacking_halves(network):
         raise TypeError(
-            f"network '{name}' is a {type(network).__name__} without {' and '.join(lacking)}; give one with "
+            f"network '{name}' is a {type(network).__name__} without {lacking}; give one with "
             "encode(image) -> (features, skips) and decode(features, skips) -> logits, or wrap it in "
             "monai_kd.networks.EncodeDecode"
         )
@@ -37,12 +36,16 @@ def check_alignments(alignments: Mapping[str, nn.Module], names: tuple[str, ...]
     if set(alignments) != set(names):
         raise ValueError(f"alignments are for {sorted(alignments)}; give one for each of {', '.join(names)}")
     for name, alignment in alignments.items():
-        lacking = [method for method in ("encode", "decode") if not callable(getattr(alignment, method, None))]
-        if lacking:
+        if lacking := _lacking_halves(alignment):
             raise TypeError(
-                f"alignment '{name}' is a {type(alignment).__name__} without {' and '.join(lacking)}; give a "
+                f"alignment '{name}' is a {type(alignment).__name__} without {lacking}; give a "
                 "monai_kd.networks.nets.AlignmentNetwork"
             )
+
+
+def _lacking_halves(module: Any) -> str:
+    """Name the methods of the two halves that a module lacks."""
+    return " and ".join(half for half in ("encode", "decode") if not callable(getattr(module, half, None)))
 
 
 def realign(alignment: Any, latent: Tensor, like: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ __all__ = ["AlignmentDistiller"]
 class AlignmentDistiller(Distiller):
     """Train one alignment network for each of several frozen networks: alignment consistency training (ACT).
 
-    Views, of the image and, if the batch has ``views``, of the first of its photometric views behind it
-    (``(2 * B, ...)``):
+    Views, of the image and, if the batch has ``views``, of one of its photometric views behind it (``(2 * B, ...)``).
+    Which one is drawn for each batch from torch's generator (``torch.manual_seed``); in evaluation it is the first.
 
     - ``<network>/features``, ``<network>/aligned``: the bottleneck, and what its alignment network makes of it;
     - ``<network>/latent`` ``(B, D, L)``; ``<network>/view_latent``: that of the view alone; ``<network>/image_latent``:
@@ -29,6 +29,9 @@ class AlignmentDistiller(Distiller):
 
     What learns, the distiller's student, is an ``nn.ModuleDict`` of the alignment networks: its weights are saved as
     ``<network>.*``. ``pred`` is the mean of all ``aligned_logits`` on the image.
+
+    A term stops the gradient at its target. The consistency term, ``student: <network>/view_latent`` and ``target:
+    <network>/image_latent``, so brings the view's latent to the image's, and leaves the image's alone.
 
     Args:
         alignments: by network, with the methods ``encode(features) -> latent`` and ``decode(latent, size)``.
@@ -77,8 +80,7 @@ class AlignmentDistiller(Distiller):
             raise ValueError("alignment networks are trained towards the label's latent, and the batch has no label")
         batch, copies = image.shape[0], 1
         if views is not None:
-            given = check_views(image, views, ["alignment"])
-            image, copies = torch.cat([image, given[:, 0]]), 2
+            image, copies = torch.cat([image, self._one_view(image, views)]), 2
         label = plain_tensor(label)
         with torch.no_grad():
             semantic = self.frozen_teachers["semantic"].latent(label)  # type: ignore[operator]
@@ -90,6 +92,10 @@ class AlignmentDistiller(Distiller):
         return {**found, "student/logits": torch.stack(logits).mean(dim=0)}
 
     # ---- inner work --------------------------------------------------------------------------------------------
+
+    def _one_view(self, image: Tensor, views: Tensor) -> Tensor:
+        given = check_views(image, views, ["alignment"])
+        return given[:, int(torch.randint(given.shape[1], ())) if self.training else 0]
 
     def _aligned(self, name: str, image: Tensor, batch: int, copies: int) -> dict[str, Tensor]:
         network, alignment = self.frozen_teachers[name], self.student[name]  # type: ignore[index]

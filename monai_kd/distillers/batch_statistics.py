@@ -1,15 +1,17 @@
-"""Passes through a training network that are no training data: batch normalization that does not remember them."""
+"""Passes through a training network that are no training data: nothing remembers them, and nothing is dropped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from monai.networks.layers.drop_path import DropPath
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # of 1 to 3 axes, synchronized and lazy ones
+from torch.nn.modules.dropout import _DropoutNd  # of elements or channels, alpha dropout
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-__all__ = ["keep_running_statistics"]
+__all__ = ["keep_running_statistics", "without_dropout"]
 
 
 @contextmanager
@@ -40,6 +42,27 @@ def keep_running_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Inside the context, dropout layers (torch's, and MONAI's ``DropPath``) hand everything on, as in evaluation.
+
+    Two passes of one image then say the same, so that views differ by what the network makes of them alone. Contexts
+    may be nested; afterwards, also by an exception, all layers are in the mode that they were in. ``F.dropout`` within
+    a forward is not found.
+
+    Args:
+        module: anything that holds such layers, or none.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, (_DropoutNd, DropPath)) and layer.training]
+    try:
+        for layer in layers:
+            layer.training = False
+        yield
+    finally:
+        for layer in layers:
+            layer.training = True
 
 
 def _refuse_instance_norm(module: nn.Module) -> None:

@@ -57,7 +57,7 @@ class Distiller(nn.Module):
 
     A network whose output is a mapping of names to logits lists them in an attribute ``head_names``.
 
-    A new method overrides :meth:`views` and, if it adds names, :meth:`known_views`.
+    A new method overrides :meth:`views`, if it adds names :meth:`known_views`, and if it adds networks :meth:`helpers`.
 
     Args:
         student: the network to train; its forward maps the image ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
@@ -122,6 +122,10 @@ class Distiller(nn.Module):
         """Return every address a term may read."""
         live = [f"{net}/{view}" for net in self.networks for view in ("logits", *self.taps[net].names)]
         return ["label", *live, *self.cached.values()]
+
+    def helpers(self) -> dict[str, nn.Module]:
+        """Return the networks beside student and teachers that a method runs, by name; records name their weights."""
+        return {}
 
     def views(self, image: Tensor, label: Tensor | None, **cached: Tensor) -> dict[str, Tensor]:
         """Return the named tensors that terms may read: label, logits and taps of every network, cached views."""

@@ -16,6 +16,7 @@ from monai.engines import IterationEvents
 
 from monai_kd.data.case_names import case_id
 from monai_kd.data.checks import GRID_TOLERANCE, grid_shift
+from monai_kd.data.raster import is_raster
 from monai_kd.handlers.mean_case_dice import gather_lists
 from monai_kd.metrics import score_case, summarize
 
@@ -101,8 +102,9 @@ def _clock() -> float:
 def _check_same_grid(name: str, image: MetaTensor, label: MetaTensor) -> None:
     """Refuse a label whose header places it elsewhere than its image: the scores would be of another anatomy."""
     stored = image.meta.get("original_affine")
-    if stored is None:  # a photograph has no header; its file and the label's were compared before
-        if image.shape[1:] != label.shape[1:]:
+    if stored is None:
+        # a photograph has no header; its file and the label's were compared before, and resizing changes its affine
+        if is_raster(image.meta["filename_or_obj"]) and image.shape[1:] != label.shape[1:]:
             return
         stored = image.affine
     shift = grid_shift(stored, label.affine, label.shape[1:])

@@ -29,7 +29,7 @@ class PixelScores:
             Keep it by ``CopyItemsd`` before the prediction is made discrete.
         label_key: of the label, ``(1, H, W)``, or ``(2, H, W)`` with the background first.
         mask_key: of the pixels that count, ``(1, H, W)``; ``""`` counts all.
-        threshold: of a positive probability.
+        threshold: a probability above it is positive.
         cldice: False goes without clDice, and without scikit-image.
 
     Raises:

@@ -130,6 +130,9 @@ class TrainingRecord(RunRecord):
         recipe = config_hash(without_inferer(config), (*not_schedule, *_NETWORK_IDS))
         self.content["recipe_hash"] = config_hash({**schedule, "config": recipe})
         self.content["teacher"] = _teacher_facts(distiller)
+        core = getattr(distiller, "module", distiller)
+        if start := _loaded_hashes("student", core.student if isinstance(core, Distiller) else network):
+            self.content["start"] = start
         self.content["skipped_cases"] = dict(split.skipped) if split is not None else {}
         self.content["curves"] = {"epoch": [], "loss": [], "terms": {}, "val_epoch": [], "val_mean_dice": []}
         self._sums: dict[str, float] = {}
@@ -210,7 +213,7 @@ def refuse_other_run(earlier: Mapping[str, Any], now: Mapping[str, Any], run_dir
     changed = _differences(earlier["config"], now["config"], PLACE_IDS)
     if earlier["protocol"]["split_hash"] != now["protocol"]["split_hash"]:
         changed.append("the cases")
-    changed += _other_teachers(earlier.get("teacher", {}), now.get("teacher", {}))
+    changed += _other_weights(earlier, now)
     for name, before, after in (
         ("processes", earlier.get("processes"), now.get("processes")),
         ("device", earlier["device"]["type"], now["device"]["type"]),
@@ -224,13 +227,20 @@ def refuse_other_run(earlier: Mapping[str, Any], now: Mapping[str, Any], run_dir
         )
 
 
-def _other_teachers(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe the teachers whose weights are others; those of earlier versions were not all recorded."""
-    pairs = {
-        name: (facts, now.get("networks", {}).get(name, {})) for name, facts in earlier.get("networks", {}).items()
+def _other_weights(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describe the weights that are others; those of earlier versions were not all recorded."""
+    before, after = _weights(earlier), _weights(now)
+    return [what for what, sha256 in before.items() if sha256 and after.get(what) and after[what] != sha256]
+
+
+def _weights(record: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the sha256 of all weights that a training began with, by what they are of."""
+    teacher = record.get("teacher", {})
+    networks = {**teacher.get("networks", {}), **teacher.get("helpers", {})}
+    return {
+        **{f"the weights of '{name}'": facts.get("weights_sha256") for name, facts in networks.items()},
+        **{f"the weights that '{name}' started from": sha256 for name, sha256 in record.get("start", {}).items()},
     }
-    hashes = {name: (a.get("weights_sha256"), b.get("weights_sha256")) for name, (a, b) in pairs.items()}
-    return [f"the weights of '{name}'" for name, (a, b) in hashes.items() if a and b and a != b]
 
 
 def _resumes_on_disk(run_dir: Path) -> list[Any]:
@@ -289,20 +299,40 @@ def _number(value: float | None) -> float | None:
 
 
 def _teacher_facts(distiller: nn.Module | None) -> dict[str, Any]:
-    """Tell which teachers there were and whether they ran live, were read from the batch, or not used."""
+    """Tell which teachers there were and whether they ran live, were read from the batch, or not used.
+
+    ``helpers``, if any were loaded, are networks beside them, such as alignment networks.
+    """
     core = getattr(distiller, "module", distiller)
     if not isinstance(core, Distiller):
         return {"source": "none"}
     read = {address.partition("/")[0] for term in core.terms.values() for address in term.addresses}  # type: ignore[union-attr]
-    networks = {name: core.networks[name] for name in (*core.trained_teachers, *core.read_teachers) if name in read}
-    if not networks:
-        return {"source": "cached" if core.cached else "none"}
-    return {"source": "live", "networks": {name: _loaded_facts(network) for name, network in networks.items()}}
+    names = [*(name for name in core.trained_teachers if name in read), *core.read_teachers]
+    facts: dict[str, Any] = {"source": "live" if names else "cached" if core.cached else "none"}
+    if names:
+        facts["networks"] = {name: _loaded_facts(core.networks[name]) for name in names}
+    helpers = {name: _loaded_facts(network) for name, network in core.helpers().items()}
+    if loaded := {name: found for name, found in helpers.items() if "weights_sha256" in found}:
+        facts["helpers"] = loaded
+    return facts
 
 
 def _loaded_facts(network: nn.Module) -> dict[str, Any]:
-    """Return class, parameters and, if ``load_teacher`` made it, the sha256 of its weights file."""
+    """Return class, parameters and, if it was loaded, or the one network that it wraps, the sha256 of its weights."""
+    children = dict(network.named_children())
+    inner = children["network"] if list(children) == ["network"] else network
+    for loaded in (network, inner):
+        try:
+            return {**network_facts(network), "weights_sha256": load_report(loaded).sha256}
+        except ValueError:  # built otherwise, e.g. a teacher made in Python
+            continue
+    return network_facts(network)
+
+
+def _loaded_hashes(name: str, module: nn.Module) -> dict[str, str]:
+    """Return the sha256 of the weights that were loaded into a module, or else into the modules it is made of."""
     try:
-        return {**network_facts(network), "weights_sha256": load_report(network).sha256}
-    except ValueError:  # built otherwise, e.g. a teacher made in Python
-        return network_facts(network)
+        return {name: load_report(module).sha256}
+    except ValueError:
+        parts = [_loaded_hashes(f"{name}.{child}", part) for child, part in module.named_children()]
+        return {place: sha256 for part in parts for place, sha256 in part.items()}

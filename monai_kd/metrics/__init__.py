@@ -4,7 +4,6 @@ from monai_kd.metrics.cases import score_case, summarize
 from monai_kd.metrics.center_line import center_line_dice
 from monai_kd.metrics.confusion import confusion_matrix, region_dice
 from monai_kd.metrics.pixels import (
-    PIXEL_METRICS,
     PixelCounts,
     area_under_curve,
     pool_pixels,
@@ -14,7 +13,6 @@ from monai_kd.metrics.pixels import (
 from monai_kd.metrics.semantic_distance import frechet_semantic_distance
 
 __all__ = [
-    "PIXEL_METRICS",
     "PixelCounts",
     "area_under_curve",
     "center_line_dice",

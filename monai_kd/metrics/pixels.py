@@ -54,7 +54,7 @@ def score_pixels(
         probability: ``(H, W)``, 0 to 1.
         label: ``(H, W)``, above 0 is positive.
         mask: ``(H, W)``, above 0 counts; None counts every pixel.
-        threshold: a probability at or above it is positive.
+        threshold: a probability above it is positive; 0.5 itself is background, as argmax of two equal classes has it.
         cldice: False leaves clDice out; it needs scikit-image.
 
     Returns:
@@ -73,7 +73,7 @@ def score_pixels(
             "softmax or sigmoid first"
         )
     inside = torch.ones_like(label, dtype=torch.bool) if mask is None else mask > 0
-    truth, found = (label > 0) & inside, (probability >= threshold) & inside
+    truth, found = (label > 0) & inside, (probability > threshold) & inside
     seen, positive = probability[inside].double(), truth[inside]
     counts = PixelCounts(_confusion(found[inside], positive), _histogram(seen, positive))
     scores = _ratios(*counts.confusion)

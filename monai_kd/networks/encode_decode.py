@@ -13,8 +13,8 @@ from monai.networks.nets import AttentionUnet, BasicUNet, DynUNet, FlexibleUNet,
 from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE
 from torch import Tensor, nn
 
+from monai_kd.networks.bare_keys import use_bare_keys
 from monai_kd.networks.halves import Skips, check_bottleneck, grid_of, is_recorded
-from monai_kd.networks.routing import _with_prefix, _without_prefix
 
 __all__ = ["EncodeDecode"]
 
@@ -60,8 +60,7 @@ class EncodeDecode(nn.Module):
             )
         self.network = network
         self.feature_channels = halves.channels(network)
-        self.register_state_dict_post_hook(_without_prefix)
-        self.register_load_state_dict_pre_hook(_with_prefix)
+        use_bare_keys(self)
 
     def forward(self, image: Tensor) -> Any:
         return self.network(image)

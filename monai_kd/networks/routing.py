@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from monai_kd.networks.bare_keys import use_bare_keys
+
 __all__ = ["RouteModalities"]
 
 
@@ -36,8 +38,7 @@ class RouteModalities(nn.Module):
         ):
             raise ValueError(f"channels is {channels!r}; give the numbers of the image's channels, from 0, e.g. [1]")
         self.network = network
-        self.register_state_dict_post_hook(_without_prefix)
-        self.register_load_state_dict_pre_hook(_with_prefix)
+        use_bare_keys(self)
 
     def forward(self, image: Tensor) -> Any:
         return self.network(self.select(image))
@@ -61,14 +62,3 @@ class RouteModalities(nn.Module):
     def top(self, *features: Tensor) -> Any:
         """Run the wrapped network's ``top``."""
         return self.network.top(*features)  # type: ignore[operator]
-
-
-def _without_prefix(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    inner = f"{prefix}network."
-    for key in [key for key in state if key.startswith(inner)]:
-        state[prefix + key.removeprefix(inner)] = state.pop(key)
-
-
-def _with_prefix(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        state[f"{prefix}network.{key.removeprefix(prefix)}"] = state.pop(key)

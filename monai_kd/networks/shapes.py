@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 __all__: list[str] = []
@@ -23,6 +24,11 @@ _MODES = {
     "linear": {3: "linear", 4: "bilinear", 5: "trilinear"},
     "area": dict.fromkeys((3, 4, 5), "area"),
 }
+
+
+def plain_tensor(value: Tensor) -> Tensor:
+    """Return the tensor without MONAI's metadata, which costs time in each operation."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
 
 
 def as_list(features: Features) -> list[Tensor]:

@@ -24,7 +24,8 @@ def load_weights(
     """Give a network the weights of a file, all of them, freeze it, and return it.
 
     Args:
-        network: built as the one that was saved.
+        network: built as the one that was saved. The networks of an ``nn.ModuleDict`` share its load report, so that
+            a record names their weights wherever they go.
         path: a state dict, plain or under ``model``, ``state_dict`` or ``network``; tensors alone are read.
         made_for: ids of the configuration and the values that they must have had when the weights were trained, which
             shapes do not tell, such as the modality of each teacher. They are compared with the training record beside
@@ -53,6 +54,8 @@ def load_weights(
         said = "; ".join(f"it {verb} {len(keys)}, such as {keys[0]}" for verb, keys in kinds if keys)
         raise ValueError(f"'{file}' holds the weights of another network than this {type(network).__name__}: {said}")
     report = LoadReport(config_file=None, network_id=None, weights=file, sha256=file_sha256(file), loaded=len(state))
+    for part in network.values() if isinstance(network, nn.ModuleDict) else []:
+        finish(part, report, freeze)
     return finish(network, report, freeze)
 
 

@@ -57,8 +57,13 @@ class RetinaGreend(MapTransform):
 
     Raises:
         ValueError: an argument out of its range; on use, another number of channels, an empty mask, one of another
-            size, or levels outside of 0 to 255.
+            size, or levels of the green channel outside of 0 to 255, NaN among them.
         KeyError: on use, no mask.
+
+    Source: green channel and CLAHE as in GKD (Qi et al. 2024), by the names of its published files. Differs: there the
+    equalized image is cut to the central 512 pixels and divided by 255; here the field of view is continued by
+    reflection before the equalization and has mean 0 and standard deviation 1 after it, and
+    :class:`~monai_kd.transforms.ResizeFieldOfViewd` brings it to one diameter. Tiles, limit and rim are this project's.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class RetinaGreend(MapTransform):
         super().__init__(keys, allow_missing_keys)
         if outside not in ("zero", "reflect"):
             raise ValueError(f"outside is {outside!r}; known: zero, reflect")
-        if not 0 <= rim < 0.5 or clip_limit < 0:
+        if not (0 <= rim < 0.5 and clip_limit >= 0):  # also where one is NaN
             raise ValueError(f"rim is {rim} and clip_limit {clip_limit}; give 0 to 0.5, and 0 or more")
         self.fov_key = fov_key
         self.tiles = tiles
@@ -95,7 +100,7 @@ class RetinaGreend(MapTransform):
                     "3 channels, and the mask's pixels"
                 )
             seam = self.rim * field_diameter(mask)
-            green = self._normalized(image[len(image) // 2], mask[0].cpu().numpy() > 0, seam)
+            green = self._normalized(_levels(image[len(image) // 2], key), mask[0].cpu().numpy() > 0, seam)
             found[key] = convert_to_dst_type(green[None], found[key], dtype=torch.float32)[0]
         return found
 
@@ -109,3 +114,9 @@ class RetinaGreend(MapTransform):
         seen = filled[field]
         normalized = (filled - seen.mean()) / (seen.std() or 1.0)
         return normalized if self.outside == "reflect" else np.where(field, normalized, 0.0)
+
+
+def _levels(green: np.ndarray, key: Hashable) -> np.ndarray:
+    if not (green.min() >= 0 and green.max() <= 255):  # also where it is NaN
+        raise ValueError(f"'{key}' has the levels {green.min():g} to {green.max():g}; they must lie in 0 to 255")
+    return green

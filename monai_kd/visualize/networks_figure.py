@@ -39,7 +39,7 @@ def networks_figure(records: Iterable[Record], bundle: str, controls: Sequence[s
         axes.set_yticks(range(len(arms)), [arm.method for arm in arms], fontsize=8)
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.set_title(name, fontsize=9)
-        axes.set_xlabel("test Dice, mean over classes and cases", fontsize=8)
+        axes.set_xlabel("test Dice, mean over classes", fontsize=8)
     _legend(figure, [arm for arms in protocols.values() for arm in arms])
     return figure
 

@@ -261,7 +261,8 @@ def test_weights_from_validation_follow_the_teachers_scores(bundle, workflow):
 def test_windows_of_validation_count(bundle, workflow):
     def logits(**overrides: Any) -> float:
         set_determinism(0)
-        return validated(ready(workflow(bundle, ("train.yaml",), **{**SMALL, **overrides})))
+        fine = {"spacing_mm": [1.5, 1.5, 1.5]}  # several windows along an axis
+        return validated(ready(workflow(bundle, ("train.yaml",), **{**SMALL, **fine, **overrides})))
 
     base = logits()
     assert logits() == base

@@ -41,7 +41,9 @@ def depth_records(repository) -> list[dict]:
 @pytest.fixture(scope="module")
 def modality_records(repository) -> list[dict]:
     found = load_records(repository / "docs" / "results" / "mtcm_kd")
-    assert {(r["protocol"]["name"], r["method"], r["seed"]) for r in found} >= {("brats", "mtcm_kd", 0)}
+    wanted = {("brats", "mtcm_kd", 0), *(("brats", "baseline", seed) for seed in (0, 1, 2))}
+    wanted |= {("brats", f"{name}_pretrained", seed) for name in ("mtcm_kd", "response_kd") for seed in (0, 1)}
+    assert {(r["protocol"]["name"], r["method"], r["seed"]) for r in found} >= wanted
     return found
 
 

@@ -89,6 +89,24 @@ def test_patterns_replace_those_of_the_layout(tmp_path):
     assert [Path(case[role]).name for role in ("image", "label", "fov")] == ["a_photo.JPG", "a_gt.png", "a.png"]
 
 
+def test_an_empty_pattern_of_masks_means_none_and_other_empty_ones_are_refused(chase):
+    assert all("fov" in case for case in image_mask_cases(chase))
+    assert not any("fov" in case for case in image_mask_cases(chase, masks=""))
+    for role in ("image", "label"):
+        with pytest.raises(ValueError, match=f"the pattern of {role} files is ''; name the case once"):
+            image_mask_cases(chase, **{f"{role}s": ""})
+
+
+def test_a_name_that_tells_no_group_is_refused_by_the_first_such_case(chase):
+    for name in ("Image_60", "Image_61"):
+        for place in ("images/{}.jpg", "labels_1stHO/{}_1stHO.png", "fov_masks/{}.gif"):
+            shutil.copy(chase / place.format("Image_01L"), chase / place.format(name))
+    with pytest.raises(
+        ValueError, match=r"case 'Image_60' tells no group: its name does not fit 'Image_.*images_labels"
+    ):
+        image_mask_cases(chase)
+
+
 def test_images_alone_need_no_labels(chase):
     shutil.rmtree(chase / "labels_1stHO")
     cases = image_mask_cases(chase, "chase_db1", labeled=False)

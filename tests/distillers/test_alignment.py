@@ -56,8 +56,8 @@ def test_all_terms_fall_and_the_networks_latents_meet():
             assert torch.equal(value, earlier), name
 
 
-def test_image_and_first_view_are_both_aligned():
-    distiller, data = make(), batch(samples=2, views=3)
+def test_image_and_in_evaluation_the_first_view_are_both_aligned():
+    distiller, data = make().eval(), batch(samples=2, views=3)
     both = distiller.views(**data)
     assert both["teacher/latent"].shape[0] == both["label"].shape[0] == both["semantic/latent"].shape[0] == 4
     image = distiller.views(data["image"], data["label"])
@@ -66,6 +66,27 @@ def test_image_and_first_view_are_both_aligned():
         torch.testing.assert_close(both[f"{name}/image_latent"], image[f"{name}/latent"])
         torch.testing.assert_close(both[f"{name}/view_latent"], view[f"{name}/latent"])
         torch.testing.assert_close(both[f"{name}/aligned_logits"][2:], view[f"{name}/aligned_logits"])
+
+
+def test_in_training_the_view_is_drawn_and_a_seed_draws_the_same():
+    distiller, data = make(), batch(samples=2, views=3)
+    of_views = [distiller.views(data["views"][:, n], data["label"])["teacher/latent"] for n in range(3)]
+
+    def drawn(seed: int) -> list[int]:
+        torch.manual_seed(seed)
+        found = [distiller.views(**data)["teacher/view_latent"] for _ in range(12)]
+        return [next(n for n in range(3) if torch.allclose(latent, of_views[n], atol=1e-6)) for latent in found]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert set(drawn(0)) == {0, 1, 2}
+
+
+def test_the_consistency_term_leaves_the_image_alone():
+    distiller = make(view=1.0)
+    views = distiller.views(**batch())
+    kept = views["teacher/image_latent"] = views["teacher/image_latent"].detach().requires_grad_()
+    distiller.term_values(views)["teacher_view"].backward()
+    assert kept.grad is None
 
 
 def test_the_semantic_latent_depends_on_the_label_alone():

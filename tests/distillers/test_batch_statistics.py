@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.layers import DropPath
 from monai.networks.nets import UNet
 from torch import nn
 
-from monai_kd.distillers import keep_running_statistics
+from monai_kd.distillers import keep_running_statistics, without_dropout
 
 LAYERS = {
     "1d": (nn.BatchNorm1d, (4, 3, 5)),
@@ -147,3 +148,28 @@ def test_instance_normalization_that_tracks_is_refused_in_training_only():
         pass
     with keep_running_statistics(network.eval()):
         network(image())
+
+
+# ---- dropout --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5), DropPath(0.5)]
+)
+def test_nothing_is_dropped_inside(layer):
+    network, value = nn.Sequential(nn.Identity(), layer), image((16, 3, 5, 6))
+    with without_dropout(network):
+        with without_dropout(layer):
+            assert torch.equal(network(value), value)
+        assert torch.equal(network(value), value)
+        assert network.training
+    assert not torch.equal(network(value), value)
+
+
+def test_dropout_is_in_its_mode_again_after_an_exception_and_stays_off_in_evaluation():
+    network = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5).eval(), nn.BatchNorm2d(3))
+    with without_dropout(network):
+        assert [layer.training for layer in network] == [False, False, True]
+    with pytest.raises(RuntimeError, match="on purpose"), without_dropout(network):
+        raise RuntimeError("on purpose")
+    assert [layer.training for layer in network] == [True, False, True]

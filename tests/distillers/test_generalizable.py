@@ -6,11 +6,14 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from monai.losses import DiceCELoss
+from monai.networks.blocks.activation_checkpointing import ActivationCheckpointWrapper
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from two_halves import TwoHalves, alignment, batch
 
-from monai_kd.distillers import Distiller, GeneralizableDistiller, Term, keep_running_statistics
+from monai_kd.distillers import Distiller, GeneralizableDistiller, Term
 from monai_kd.losses import CompleteGraph, SoftLogitKL, StarGraph
 
 SEG = DiceCELoss(to_onehot_y=True, softmax=True)
@@ -29,6 +32,7 @@ def make(*names: str, dims: int = 2, seed: int = 0, **settings) -> Generalizable
     """Return a distiller with the term `seg` and those named."""
     torch.manual_seed(seed)
     student, teacher = TwoHalves(3, dims=dims), TwoHalves(5, dims=dims)
+    settings.pop("prepare", lambda network: None)(student)
     for norm in (module for module in teacher.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
         norm.running_mean.normal_(std=0.3)
         norm.running_var.uniform_(0.5, 2.0)
@@ -38,7 +42,8 @@ def make(*names: str, dims: int = 2, seed: int = 0, **settings) -> Generalizable
         loss, own, target = ADDRESSES[name]
         inputs = {"label": "all_labels"} if name == "kd_views" else {}
         terms[name] = Term(loss(), own, target, inputs=inputs)
-    return GeneralizableDistiller(student, teacher, terms, settings.pop("alignments", alignments), **settings)
+    given = {"teacher": teacher, "alignments": alignments, **settings}
+    return GeneralizableDistiller(student, terms=terms, **given)
 
 
 def gradients(distiller: GeneralizableDistiller, name: str, **given) -> dict[str, float]:
@@ -201,6 +206,145 @@ def test_a_trainable_alignment_learns_and_is_saved_apart_from_the_student():
     assert all(key.startswith("parts.student_alignment.") for key in extra)
 
 
+def test_a_trainable_alignment_learns_also_where_it_came_frozen():
+    alignments = {"student": alignment(6).requires_grad_(False), "teacher": alignment(10).requires_grad_(False)}
+    distiller = make("intra", alignments=alignments, freeze_alignment=False)
+    distiller(**batch()).loss.backward()
+    assert _size(alignments["student"]) > 0
+    assert _size(alignments["teacher"]) == 0
+    with pytest.raises(ValueError, match="freeze_alignment is False, and no alignments are given"):
+        make(alignments=None, freeze_alignment=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "weight"), [((), 1.0), (("intra",), 1.0), (("intra",), 0.0), (("cross_decoder",), 1)]
+)
+def test_ddp_gets_a_gradient_for_each_weight_of_a_trainable_alignment(names, weight):
+    distiller = make(*names, freeze_alignment=False)
+    for name in names:
+        distiller.terms[name].factor = weight
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(distiller)
+        for _ in range(2):  # a gradient that is missing shows in the second step
+            wrapped(**batch()).loss.backward()
+    finally:
+        dist.destroy_process_group()
+    assert [name for name, value in distiller.named_parameters() if value.requires_grad and value.grad is None] == []
+    assert (_size(distiller.parts["student_alignment"]) > 0) == bool(names and weight)
+
+
+# ---- dropout and activation checkpoints -----------------------------------------------------------------------------
+
+
+def forgetful(student: TwoHalves) -> None:
+    student.low.append(nn.Dropout(0.5))
+    student.join.append(nn.Dropout2d(0.5))
+
+
+def test_auxiliary_passes_go_without_dropout_and_the_anchors_keeps_it():
+    distiller, data = make("intra", "cross_decoder", prepare=forgetful), batch()
+    data["views"] = data["image"].unsqueeze(1).repeat(1, 2, 1, 1, 1)
+    views, again = distiller.views(**data), distiller.views(**data)
+    anchor, first, second = views["student/latents"].unbind(1)
+    torch.testing.assert_close(first, second)
+    assert not torch.allclose(anchor, first)
+    torch.testing.assert_close(views["student/cross_logits"], again["student/cross_logits"])
+    assert not torch.allclose(views["student/logits"], again["student/logits"])
+    assert all(module.training for module in distiller.student.modules())
+
+
+def test_views_that_are_training_data_are_dropped_from():
+    distiller, data = make("intra", "seg_views", prepare=forgetful), batch()
+    data["views"] = data["image"].unsqueeze(1).repeat(1, 2, 1, 1, 1)
+    _, first, second = distiller.views(**data)["student/all_logits"].chunk(3)
+    assert not torch.allclose(first, second)
+
+
+def checkpointed(student: TwoHalves) -> None:
+    student.low = ActivationCheckpointWrapper(student.low)
+
+
+def test_a_student_with_activation_checkpoints_is_refused_only_where_passes_are_auxiliary():
+    for names in (("intra",), ("cross_decoder",), ("seg_views", "cross_decoder")):
+        with pytest.raises(ValueError, match=r"the student's 'low' is an activation checkpoint: it runs again"):
+            make(*names, prepare=checkpointed)
+    for names in (("kd",), ("cross_encoder",), ("seg_views", "intra")):
+        distiller = make(*names, prepare=checkpointed)
+        distiller(**batch()).loss.backward()
+        assert _size(distiller.student.low) > 0
+
+
+# ---- what is known, and what is computed ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "unknown"),
+    [
+        ({"teacher": None}, {"student/cross_logits", "teacher/logits", "teacher/latents", "teacher/cross_logits"}),
+        ({"alignments": None}, {"student/cross_logits", "teacher/cross_logits", "teacher/latents", "student/latents"}),
+        ({"teacher": None, "cached": {"latents": "teacher/latents"}}, {"teacher/logits", "teacher/cross_logits"}),
+        ({}, set()),
+    ],
+)
+def test_views_are_known_where_their_networks_are(settings, unknown):
+    names = [f"{name}/{kind}" for name in ("student", "teacher") for kind in ("logits", "all_logits", "latents")]
+    every = {"label", "all_labels", *names, "student/cross_logits", "teacher/cross_logits"}
+    teacherless = {"teacher/all_logits"} if "teacher" in settings else set()
+    assert set(make(**settings).known_views()) == every - unknown - teacherless
+
+
+def test_terms_on_a_teacher_that_is_not_there_are_refused_at_once():
+    with pytest.raises(
+        ValueError, match=r"term 'cross_decoder' reads 'student/cross_logits'; known: label, all_labels"
+    ):
+        make("cross_decoder", teacher=None)
+    with pytest.raises(
+        ValueError, match=r"views \['student/logits'\] come both from a live network and from the batch"
+    ):
+        make(cached={"logits": "student/logits"})
+
+
+def test_labels_of_views_need_views():
+    distiller = make()
+    distiller.terms["seg"] = Term(SEG, "student/logits", "all_labels")
+    with pytest.raises(ValueError, match="all_labels needs photometric views and the batch has none"):
+        distiller.views(**{**batch(), "views": None})
+
+
+@pytest.mark.parametrize(
+    ("names", "cached", "student", "teacher"),
+    [
+        (("kd",), {}, 0, 0),
+        (("intra",), {}, 2, 2),  # the anchor, and all other views
+        (("intra", "cross_encoder", "cross_decoder"), {}, 2, 2),
+        (("cross_encoder",), {}, 1, 0),
+        (("cross_decoder",), {}, 0, 1),
+        (("cross_decoder",), {"latents": "teacher/latents"}, 0, 0),
+        (("cross_encoder", "intra"), {"latents": "teacher/latents"}, 2, 0),
+    ],
+)
+def test_a_latent_is_computed_where_it_is_read_or_decoded_by_the_other(names, cached, student, teacher):
+    calls = []
+    counted = {"student": alignment(6), "teacher": alignment(10)}
+    for name, network in counted.items():
+        encode = network.encode
+        network.encode = lambda features, name=name, encode=encode: calls.append(name) or encode(features)
+    given = {key: make("intra").views(**batch())["teacher/latents"] for key in cached}
+    found = make(*names, alignments=counted, cached=cached).views(**batch(), **given)
+    assert [calls.count(name) for name in ("student", "teacher")] == [student, teacher]
+    assert {ADDRESSES[name][1] for name in names} <= set(found)
+
+
+def test_helpers_are_the_alignments_that_run_and_a_cached_teacher_is_not_read():
+    assert make("kd").helpers() == {}
+    assert list(make("cross_encoder").helpers()) == ["student_alignment", "teacher_alignment"]
+    cached = make("intra", cached={"latents": "teacher/latents"})
+    assert list(cached.helpers()) == ["student_alignment"]
+    assert cached.read_teachers == []
+    assert make("cross_decoder", cached={"logits": "teacher/logits"}).read_teachers == ["teacher"]
+
+
 def test_three_axes():
     output = make(*ADDRESSES, dims=3)(**batch(dims=3, size=8))
     assert torch.isfinite(output.loss)
@@ -243,12 +387,3 @@ def test_networks_that_cannot_be_cut_and_wrong_alignments_are_refused():
         wrong.views(**batch())
     with pytest.raises(ValueError, match=r"term 'intra' reads 'student/latents'; known: label"):
         make("intra", alignments=None)
-
-
-def test_the_guard_is_exact_where_passes_nest():
-    network = TwoHalves(3)
-    before = states(network)
-    with keep_running_statistics(network), keep_running_statistics(network):
-        network(batch()["image"])
-    for key, value in states(network).items():
-        assert torch.equal(value, before[key])

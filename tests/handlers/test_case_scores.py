@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from monai.transforms import AsDiscreted
 from torch import Tensor, nn
 
 from monai_kd.handlers import CaseScores, write_metrics_csv
+from monai_kd.handlers.case_scores import _check_same_grid
 
 NAMES = ["background", "head", "tail"]
 
@@ -119,6 +121,20 @@ def test_a_label_on_another_grid_than_its_image_is_refused_by_name():
     item["label"].affine = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
     with pytest.raises(ValueError, match=r"case 'a_01': the affines of image and label differ, by up to"):
         evaluator_of([item]).run()
+
+
+@pytest.mark.parametrize("ending", [".png", ".nii.gz"])
+def test_only_photographs_that_were_resized_go_uncompared(ending):
+    item = case("a_01", boxes(head=(2, 6)), boxes(head=(2, 6)))
+    moved = torch.eye(4, dtype=torch.float64)
+    moved[0, 3] = 2
+    resized = MetaTensor(
+        torch.zeros(1, 8, 10, 10), affine=moved, meta={"filename_or_obj": f"/data/images/a_01{ending}"}
+    )
+    assert "original_affine" not in resized.meta
+    differ = pytest.raises(ValueError, match="case 'a_01': the affines of image and label differ, by up to 2 voxels")
+    with nullcontext() if ending == ".png" else differ:
+        _check_same_grid("a_01", resized, item["label"])
 
 
 def test_cases_are_named_after_their_images():

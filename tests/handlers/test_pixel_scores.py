@@ -19,6 +19,7 @@ from monai_kd.handlers.evaluation_record import _summary_lines
 NAMES = ["background", "vessel"]
 LABEL = torch.tensor([[[1.0, 1, 1], [0, 0, 0]]])
 PROBABILITY = torch.tensor([[[0.9, 0.6, 0.4], [0.45, 0.2, 0.1]]])
+HALF = torch.tensor([[[1.0, 1, 0], [0, 1, 1]]])
 
 
 def case(name: str, probability: Tensor, label: Tensor, fov: Tensor | None = None) -> dict[str, Any]:
@@ -50,8 +51,7 @@ def evaluator_of(cases: list[dict[str, Any]], handlers: list[Any] | None = None)
 
 
 def test_scores_of_pixels_stand_beside_those_of_classes():
-    half = torch.tensor([[[1.0, 1, 0], [0, 1, 1]]])
-    evaluator = evaluator_of([case("b", PROBABILITY, LABEL), case("a", PROBABILITY, LABEL, half)])
+    evaluator = evaluator_of([case("b", PROBABILITY, LABEL), case("a", PROBABILITY, LABEL, HALF)])
     evaluator.run()
     first, second = evaluator.state.case_scores
     assert (first["case"], second["case"]) == ("a", "b")
@@ -71,7 +71,6 @@ def test_options_change_the_scores():
         ({}, "sensitivity", 2 / 3),
         ({"threshold": 0.3}, "sensitivity", 1.0),
         ({"probability_key": "pred"}, "auc", (2 + 1 / 2) / 3),
-        ({"mask_key": ""}, "sensitivity", 2 / 3),
         ({"mask_key": "label"}, "specificity", None),
         ({"label_key": "fov"}, "sensitivity", 2 / 6),
     ):
@@ -79,6 +78,10 @@ def test_options_change_the_scores():
         evaluator.run()
         found = evaluator.state.case_scores[0]["pixels"][metric]
         assert found == (None if value is None else pytest.approx(value)), options
+    for options, value in (({}, 1.0), ({"mask_key": ""}, 2 / 3)):
+        evaluator = evaluator_of([case("a", PROBABILITY, LABEL, HALF)], [CaseScores(NAMES), PixelScores(**options)])
+        evaluator.run()
+        assert evaluator.state.case_scores[0]["pixels"]["sensitivity"] == pytest.approx(value), options
     evaluator = evaluator_of([case("a", PROBABILITY, LABEL)], [CaseScores(NAMES), PixelScores(cldice=False)])
     evaluator.run()
     assert "cldice" not in evaluator.state.case_scores[0]["pixels"]

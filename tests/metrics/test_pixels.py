@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 from monai_kd.metrics import (
-    PIXEL_METRICS,
     area_under_curve,
     center_line_dice,
     pool_pixels,
     score_pixels,
     summarize_pixels,
 )
+from monai_kd.metrics.pixels import PIXEL_METRICS
 
 PROBABILITY = torch.tensor([[0.9, 0.6, 0.4], [0.5, 0.2, 0.1]])
 LABEL = torch.tensor([[1, 1, 1], [0, 0, 0]])
@@ -23,20 +22,26 @@ LABEL = torch.tensor([[1, 1, 1], [0, 0, 0]])
 def test_scores_by_hand():
     scores, _ = score_pixels(PROBABILITY, LABEL)
     assert list(scores) == list(PIXEL_METRICS)
-    # 2 true positives, 1 false positive (0.5 is positive), 1 false negative, 2 true negatives
-    assert scores["dice"] == pytest.approx(4 / 6)
-    assert scores["iou"] == pytest.approx(2 / 4)
+    # 2 true positives, 1 false negative, 3 true negatives (0.5 is background)
+    assert scores["dice"] == pytest.approx(4 / 5)
+    assert scores["iou"] == pytest.approx(2 / 3)
     assert scores["sensitivity"] == pytest.approx(2 / 3)
-    assert scores["specificity"] == pytest.approx(2 / 3)
-    assert scores["accuracy"] == pytest.approx(4 / 6)
+    assert scores["specificity"] == 1
+    assert scores["accuracy"] == pytest.approx(5 / 6)
     # of 9 pairs of a positive and a negative pixel only (0.4, 0.5) stands the wrong way round
     assert scores["auc"] == pytest.approx(8 / 9)
 
 
+def test_a_tie_is_background_as_argmax_has_it():
+    probability = torch.tensor([[0.25, 0.5, 0.75]])
+    expected = torch.stack([1 - probability, probability]).argmax(dim=0)
+    assert score_pixels(probability, expected, cldice=False)[0]["dice"] == 1
+
+
 def test_the_threshold_moves_all_but_auc():
     low, high = (score_pixels(PROBABILITY, LABEL, threshold=value)[0] for value in (0.3, 0.55))
-    assert low["sensitivity"] == 1
-    assert high["specificity"] == 1
+    assert (low["sensitivity"], low["specificity"]) == (1, pytest.approx(2 / 3))
+    assert (high["sensitivity"], high["specificity"]) == (pytest.approx(2 / 3), 1)
     assert low["auc"] == high["auc"]
 
 
@@ -54,9 +59,9 @@ def test_equal_probabilities_count_half():
     assert area_under_curve(score, positive) == pytest.approx((1 + 0.5 + 1 + 1) / 4)
     generator = np.random.default_rng(0)
     values, truth = generator.integers(0, 20, 500) / 20, generator.random(500) < 0.3
-    assert area_under_curve(torch.from_numpy(values), torch.from_numpy(truth)) == pytest.approx(
-        roc_auc_score(truth, values)
-    )
+    differences = values[truth][:, None] - values[~truth]  # of each pair
+    expected = (differences > 0).mean() + (differences == 0).mean() / 2
+    assert area_under_curve(torch.from_numpy(values), torch.from_numpy(truth)) == pytest.approx(expected)
 
 
 def test_scores_without_an_answer_are_none():
@@ -66,13 +71,13 @@ def test_scores_without_an_answer_are_none():
     assert counts.confusion == (0, 0, 0, 0)
     no_vessel, _ = score_pixels(PROBABILITY, empty)
     assert (no_vessel["sensitivity"], no_vessel["auc"]) == (None, None)
-    assert (no_vessel["dice"], no_vessel["cldice"], no_vessel["specificity"]) == (0, 0, 0.5)
+    assert (no_vessel["dice"], no_vessel["cldice"], no_vessel["specificity"]) == (0, 0, pytest.approx(4 / 6))
     nothing, _ = score_pixels(empty, empty)
     assert (nothing["dice"], nothing["iou"], nothing["cldice"]) == (None, None, None)
     assert (nothing["specificity"], nothing["accuracy"]) == (1, 1)
     all_vessel, _ = score_pixels(PROBABILITY, empty + 1)
     assert (all_vessel["specificity"], all_vessel["auc"]) == (None, None)
-    assert all_vessel["sensitivity"] == 0.5
+    assert all_vessel["sensitivity"] == pytest.approx(2 / 6)
 
 
 def test_what_is_no_probability_or_not_one_grid_is_named():
@@ -158,16 +163,16 @@ def test_pools_of_nothing_have_no_scores():
     assert set(pool_pixels([]).values()) == {None}
     one_class = pool_pixels([score_pixels(PROBABILITY, LABEL * 0)[1]])
     assert one_class["auc"] is None
-    assert one_class["specificity"] == 0.5
+    assert one_class["specificity"] == pytest.approx(4 / 6)
 
 
 def test_summary_leaves_out_what_has_no_score():
     scored = [score_pixels(PROBABILITY, label) for label in (LABEL, LABEL * 0)]
     summary = summarize_pixels([scores for scores, _ in scored], [counts for _, counts in scored])
-    assert summary["mean"]["dice"] == pytest.approx((4 / 6 + 0) / 2)
-    assert summary["sd"]["dice"] == pytest.approx(4 / 6 / 2**0.5)
+    assert summary["mean"]["dice"] == pytest.approx((4 / 5 + 0) / 2)
+    assert summary["sd"]["dice"] == pytest.approx(4 / 5 / 2**0.5)
     assert summary["mean"]["sensitivity"] == pytest.approx(2 / 3)
     assert (summary["n"]["sensitivity"], summary["n"]["dice"], summary["sd"]["sensitivity"]) == (1, 2, None)
-    assert summary["pooled"]["specificity"] == pytest.approx(5 / 9)
+    assert summary["pooled"]["specificity"] == pytest.approx(7 / 9)
     nothing = summarize_pixels([score_pixels(PROBABILITY, LABEL, LABEL * 0)[0]], [])
     assert nothing["mean"]["auc"] is None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from monai_kd.networks import RouteModalities
-from monai_kd.teachers import load_weights
+from monai_kd.teachers import load_report, load_weights
 
 
 def make_network(width: int = 4, fill: float | None = None) -> nn.Sequential:
@@ -39,6 +39,17 @@ def test_a_routed_network_reads_the_bare_file_of_the_network(tmp_path):
     path = save(tmp_path / "model.pt", make_network(fill=7.0).state_dict())
     routed = load_weights(RouteModalities(make_network(), [2]), path)
     assert (routed.network[0].weight == 7.0).all()
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_networks_that_were_loaded_together_know_their_file_each(tmp_path, freeze):
+    path = save(tmp_path / "model.pt", nn.ModuleDict({"a": make_network(), "b": make_network(5)}).state_dict())
+    both = load_weights(nn.ModuleDict({"a": make_network(), "b": make_network(5)}), path, freeze=freeze)
+    for network in (both, both["a"], both["b"]):
+        assert load_report(network).weights == path
+        assert all(parameter.requires_grad != freeze for parameter in network.parameters())
+    with pytest.raises(ValueError, match="Conv2d has no load report"):
+        load_report(both["a"][0])
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):

@@ -56,6 +56,15 @@ def test_bright_corners_are_retina():
     assert field_of_view(np.zeros((3, 40, 40), dtype=np.uint8)).all()
 
 
+@pytest.mark.parametrize("spoiled", [-1.0, np.nan, np.inf])
+def test_no_field_is_sought_among_levels_that_are_none(spoiled):
+    image = np.full((1, 60, 60), 5.0)
+    image[0, 10:50, 10:50] = 200
+    image[0, 30, 30] = spoiled
+    with pytest.raises(ValueError, match=r"the image has the levels .*; give finite ones of 0 or more"):
+        field_of_view(image)
+
+
 @pytest.mark.parametrize("domain", ["chase_db1", "stare", "drive"])
 def test_fields_of_phantoms_are_found(domain):
     for index in range(3):
@@ -256,6 +265,15 @@ def test_what_is_no_photograph_is_named():
         RetinaGreend("image")({"image": two, "fov": item["fov"]})
     with pytest.raises(KeyError, match="FieldOfViewd makes it"):
         RetinaGreend("image")({"image": item["image"]})
+    for spoiled, words in ((-1.0, "-1 to"), (256.0, "to 256"), (float("nan"), "nan to nan")):
+        image = item["image"].clone()
+        image[0, 45, 50] = spoiled
+        for limit in (0, 2.0):
+            with pytest.raises(ValueError, match=rf"'image' has the levels .*{words}.*; they must lie in 0 to 255"):
+                RetinaGreend("image", clip_limit=limit)({"image": image, "fov": item["fov"]})
+    for options in ({"rim": float("nan")}, {"clip_limit": float("nan")}):
+        with pytest.raises(ValueError, match=r"give 0 to 0\.5, and 0 or more"):
+            RetinaGreend("image", **options)
     with pytest.raises(ValueError, match=r"outside is 'mean'; known: zero, reflect"):
         RetinaGreend("image", outside="mean")
     with pytest.raises(ValueError, match=r"rim is 0.7 and clip_limit 2.0; give 0 to 0.5, and 0 or more"):

@@ -11,7 +11,9 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
+from monai_kd.networks.halves import check_widths
 from monai_kd.networks.nets.alignment_network import AlignmentNetwork
+from monai_kd.networks.shapes import plain_tensor
 
 __all__ = ["SemanticAutoencoder"]
 
@@ -128,7 +130,7 @@ class SemanticAutoencoder(nn.Module):
 
     def _foreground(self, label: Tensor) -> Tensor:
         """Return the foreground of a label as one-hot channels, ``(B, K - 1, *spatial)``."""
-        label = label.as_tensor() if hasattr(label, "as_tensor") else label
+        label = plain_tensor(label)
         if label.ndim != self.spatial_dims + 2 or label.shape[1] not in (1, self.classes):
             raise ValueError(
                 f"SemanticAutoencoder got a label {tuple(label.shape)}; it takes class indices (batch, 1, *spatial) or "
@@ -147,5 +149,4 @@ def _check_settings(spatial_dims: int, classes: int, channels: Sequence[int]) ->
         raise ValueError(f"spatial_dims is {spatial_dims!r}; known: 2, 3")
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
         raise ValueError(f"classes is {classes!r}; it must be at least 2, background and foreground")
-    if len(channels) < 2 or not all(isinstance(size, int) and size > 0 for size in channels):
-        raise ValueError(f"channels is {channels!r}; give a whole number above 0 for each of at least 2 levels")
+    check_widths("channels", channels)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from monai_kd.networks.layers.depth_shift import SliceExchange
 from monai_kd.networks.layers.slice_count import SliceCount, fold_slices, unfold_slices
+from monai_kd.networks.shapes import plain_tensor
 
 __all__ = ["SliceStack"]
 
@@ -87,7 +88,7 @@ class SliceStack(nn.Module):
             )
         count = volume.shape[2 + self.depth_axis]
         self.count.slices = count
-        plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume  # metadata are of the volume
+        plain = plain_tensor(volume)  # metadata are of the volume
         output = self.network(self.laid_out(fold_slices(plain, self.depth_axis)))
         if not isinstance(output, Tensor):
             raise TypeError(

@@ -18,10 +18,10 @@ from monai_kd.handlers.files import is_main_process
 __all__ = ["STATE_DIR", "clear_run_dir", "new_run_name", "open_run_dir", "require_free_space", "run_name"]
 
 STATE_DIR = "state"  # below the run folder: what a training needs to go on
-_LOCK, _RECORD = ".lock", "run.json"
+LOCK_FILE, _RECORD = ".lock", "run.json"
 _RUN_FILES = (_RECORD, "split.json", "metrics.csv", "*.pt", "events.out.tfevents.*", STATE_DIR)  # what runs write
 _logger = logging.getLogger("monai_kd")
-_locks: dict[Path, IO[str]] = {}  # held until the process ends
+held_locks: dict[Path, IO[str]] = {}  # held until the process ends
 _found: dict[Path, list[Path]] = {}  # what an earlier run left in a folder that was opened
 
 
@@ -77,7 +77,7 @@ def open_run_dir(run_dir: str, resume: bool = False, kind: str = "training") -> 
     _refuse_foreign(folder, kind)
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
-        _lock(folder)
+        lock_folder(folder)
         for draft in (*folder.glob(".*.tmp"), *(folder / STATE_DIR).glob(".*.tmp")):
             draft.unlink(missing_ok=True)
         _found[folder.resolve()] = [path for pattern in _RUN_FILES for path in sorted(folder.glob(pattern))]
@@ -109,7 +109,7 @@ def require_free_space(folder: str | os.PathLike[str], num_bytes: int) -> None:
         )
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
     """Return the record in a folder; empty if there is none, or if it was torn by a stop of the machine."""
     path = folder / _RECORD
     try:
@@ -123,11 +123,11 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _finished(folder: Path) -> bool:
-    return _record(folder).get("status") == "finished"
+    return read_record(folder).get("status") == "finished"
 
 
 def _require_interrupted(folder: Path) -> None:
-    if not (folder / _RECORD).is_file() and not (folder / _LOCK).is_file():
+    if not (folder / _RECORD).is_file() and not (folder / LOCK_FILE).is_file():
         raise FileNotFoundError(f"--resume True: '{folder}' holds no run (no run.json); start without --resume")
     if _finished(folder):
         raise FileExistsError(
@@ -141,10 +141,10 @@ def _refuse_foreign(folder: Path, kind: str) -> None:
         raise FileExistsError(
             f"run_dir '{folder}' is a bundle's folder; give the run a folder of its own, such as runs/x"
         )
-    found = _record(folder).get("kind", kind)
+    found = read_record(folder).get("kind", kind)
     if found != kind:
         raise FileExistsError(f"run_dir '{folder}' holds a run of kind '{found}'; give this {kind} another run_dir")
-    marked = any((folder / name).exists() for name in (_RECORD, _LOCK, "previous"))
+    marked = any((folder / name).exists() for name in (_RECORD, LOCK_FILE, "previous"))
     if not marked and any(folder.glob("*.pt")):
         raise FileExistsError(
             f"run_dir '{folder}' holds weights but no run.json, so they are not a run's; give the run a folder of its "
@@ -152,14 +152,14 @@ def _refuse_foreign(folder: Path, kind: str) -> None:
         )
 
 
-def _lock(folder: Path) -> None:
+def lock_folder(folder: Path) -> None:
     """Hold a lock that the system drops when this process ends, however it ends."""
     try:
         import fcntl
     except ImportError:  # Windows
         return
-    path = (folder / _LOCK).resolve()
-    if path in _locks:
+    path = (folder / LOCK_FILE).resolve()
+    if path in held_locks:
         return
     file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the process lives)
     try:
@@ -170,7 +170,7 @@ def _lock(folder: Path) -> None:
             _logger.warning("'%s' cannot be locked (%s): see to it that no other run uses it", folder, error)
             return
         raise FileExistsError(f"another process works in '{folder}'; wait for it or choose another --run_dir") from None
-    _locks[path] = file
+    held_locks[path] = file
 
 
 def _set_aside(folder: Path) -> None:

@@ -40,6 +40,8 @@ def read_stages(bundle: str | Path) -> list[Stage]:
             configurations or files that do not exist, or needs what no earlier stage gives; names file and stage.
     """
     path = Path(bundle) / STAGES_FILE
+    if not Path(bundle).is_dir():
+        raise FileNotFoundError(f"bundle '{bundle}' is not a folder; give one that has {STAGES_FILE}")
     if not path.is_file():
         raise FileNotFoundError(
             f"'{path}' does not exist: this bundle has no stages; train it by python -m monai.bundle run"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_kd.handlers.provenance import file_sha256, write_json
-from monai_kd.handlers.run_dir import _LOCK, _lock, _locks, _record
+from monai_kd.handlers.run_dir import LOCK_FILE, held_locks, lock_folder, read_record
 from monai_kd.hub.stage_inputs import stage_inputs, stage_overrides
 from monai_kd.hub.stage_list import STAGES_FILE, Stage, read_stages
 
@@ -22,6 +22,7 @@ __all__ = ["STAGES_FILE", "Stage", "read_stages", "run_stages"]
 
 _INPUTS, _WEIGHTS = "inputs.json", "model.pt"  # what a stage was trained from, and what it gave
 _TAIL = 25  # lines of a failed stage's output that the message repeats
+_CAUSE = "Cause: "  # how handlers.check_overrides lets a failed training end
 _RESUME_REFUSED = "--resume True: "  # how every refusal to go on begins
 
 
@@ -158,7 +159,7 @@ def _open(place: _Place, inputs: Mapping[str, str], anew: bool = False) -> bool:
     """Make the folder of the unfinished run; tell whether it holds a run with these inputs that can go on."""
     place.begun.mkdir(parents=True, exist_ok=True)
     with _alone(place.begun):  # a training may outlive the call that started it
-        status = _record(place.begun).get("status")
+        status = read_record(place.begun).get("status")
         changes = _changes(place.begun, inputs)
         if status and (anew or changes or status == "finished"):
             if not anew:
@@ -177,7 +178,7 @@ def _set_aside(place: _Place, folder: Path) -> None:
 
 def _problem(folder: Path) -> str:
     """Say why a folder holds no finished run with its own weights, or return an empty text."""
-    record, weights = _record(folder), folder / _WEIGHTS
+    record, weights = read_record(folder), folder / _WEIGHTS
     if record.get("status") != "finished":
         found = f"says '{record.get('status')}'" if record else "is missing or torn"
         return f"its run is not finished ('{folder / 'run.json'}' {found})"
@@ -202,16 +203,16 @@ def _changes(folder: Path, inputs: Mapping[str, str]) -> str:
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder against other processes, and release it."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = (folder / _LOCK).resolve()
+    path = (folder / LOCK_FILE).resolve()
     try:
-        _lock(folder)
+        lock_folder(folder)
     except FileExistsError:
         raise FileExistsError(f"another process works in '{folder}'; wait for it or choose another --out") from None
     try:
         yield
     finally:
-        if path in _locks:
-            _locks.pop(path).close()
+        if path in held_locks:
+            held_locks.pop(path).close()
 
 
 def _execute(root: Path, stage: Stage, given: Mapping[str, Any], log: Path) -> None:
@@ -229,6 +230,7 @@ def _execute(root: Path, stage: Stage, given: Mapping[str, Any], log: Path) -> N
                 file.flush()
                 sys.stderr.write(piece.decode(errors="replace"))  # the progress bar
     if process.returncode:
-        said = log.read_bytes()[start:].decode(errors="replace")
-        tail = "\n".join(said.splitlines()[-_TAIL:])
-        raise RuntimeError(f"stage '{stage.name}' failed with code {process.returncode} ('{log}'):\n{tail}")
+        said = log.read_bytes()[start:].decode(errors="replace").splitlines()
+        causes = [line.removeprefix(_CAUSE) for line in said if line.startswith(_CAUSE)]
+        why = f" {causes[-1]}" if causes else "\n" + "\n".join(said[-_TAIL:])
+        raise RuntimeError(f"stage '{stage.name}' failed with code {process.returncode} ('{log}'):{why}")

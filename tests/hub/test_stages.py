@@ -254,7 +254,7 @@ def test_one_stage_alone_takes_what_finished_stages_left(bundle, runs, trained):
 
 def test_two_calls_do_not_work_in_one_folder(bundle, runs, trained):
     runs.mkdir(parents=True)
-    held = set(module._locks)  # by other tests of this process
+    held = set(module.held_locks)  # by other tests of this process
     code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
     command = [sys.executable, "-S", "-c", code, str(runs / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -263,7 +263,7 @@ def test_two_calls_do_not_work_in_one_folder(bundle, runs, trained):
             run_stages(bundle)
         other.communicate(b"\n")
     run_stages(bundle)
-    assert set(module._locks) == held
+    assert set(module.held_locks) == held
 
 
 def test_relative_paths_of_the_caller_are_made_absolute(bundle, trained, tmp_path, monkeypatch):
@@ -285,7 +285,19 @@ def test_overrides_that_the_stages_set_are_refused(bundle, trained):
     assert trained.calls == []
 
 
+def test_the_error_of_a_failed_stage_is_its_cause_and_not_its_traceback(bundle, monkeypatch):
+    child = "import sys; sys.stderr.write('Traceback\\nCause: ValueError: label has 7\\n'); sys.exit(1)"
+    popen = subprocess.Popen
+    monkeypatch.setattr(module.subprocess, "Popen", lambda _, **given: popen([sys.executable, "-c", child], **given))
+    with pytest.raises(
+        RuntimeError, match=r"stage 'teacher' failed with code 1 \('.*teacher.txt'\): ValueError: label has 7$"
+    ):
+        run_stages(bundle)
+
+
 def test_what_cannot_be_run_is_told_before_anything_is(bundle, trained):
+    with pytest.raises(FileNotFoundError, match=r"bundle '.*none' is not a folder"):
+        run_stages(bundle / "none")
     with pytest.raises(ValueError, match=r"unknown stages \['distil'\]; the bundle has teacher, student"):
         run_stages(bundle, only=["distil"])
     (bundle / "configs/teacher.yaml").write_text("value: [1\n")

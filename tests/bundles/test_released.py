@@ -41,9 +41,11 @@ def depth_records(repository) -> list[dict]:
 @pytest.fixture(scope="module")
 def modality_records(repository) -> list[dict]:
     found = load_records(repository / "docs" / "results" / "mtcm_kd")
-    wanted = {("brats", "mtcm_kd", 0), *(("brats", "baseline", seed) for seed in (0, 1, 2))}
-    wanted |= {("brats", f"{name}_pretrained", seed) for name in ("mtcm_kd", "response_kd") for seed in (0, 1)}
-    assert {(r["protocol"]["name"], r["method"], r["seed"]) for r in found} >= wanted
+    many = ("baseline", "early_fusion", "mtcm_kd_pretrained", "response_kd_pretrained")
+    single = ("mtcm_kd", "mtcm_teachers", "cdsfl_only_pretrained", "uniform_weights_pretrained")
+    wanted = {(name, seed) for name in many for seed in (0, 1, 2)} | {(name, 0) for name in single}
+    assert {(r["method"], r["seed"]) for r in found if r["seed"] is not None} == wanted
+    assert {r["protocol"]["name"] for r in found} == {"brats"}
     return found
 
 

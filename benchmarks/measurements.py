@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,13 @@ def publish(record: Mapping[str, Any], text: str, out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, record)
         print(f"\nwritten: {out}")
+
+
+def matrix_gflops(edge: int = 2048) -> float:
+    """Return the best rate of a float32 matrix product, 10**9 operations per second."""
+    one, best = torch.randn(edge, edge), 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        one @ one
+        best = max(best, 2 * edge**3 / (time.perf_counter() - start) / 1e9)
+    return best

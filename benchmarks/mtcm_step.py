@@ -33,7 +33,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from typing import Any
 import torch
 from bundle_runs import KEEP_MEMORY, REPOSITORY
 from interleaved import TOLERANCE
-from measurements import publish
+from measurements import matrix_gflops, publish
 from mtcm_parts import measure_parts
 from mtcm_ways import LITERAL, WAYS, Case, Way, make_network, measure
 from torch import Tensor
@@ -177,16 +176,6 @@ def operations(case: Case) -> dict[str, float]:
         output.sum().backward()
     up, down = forward.get_total_flops() / 1e9, backward.get_total_flops() / 1e9
     return {"forward": up, "backward": down, "joint": 4 * (up + down), "pretrained": 4 * up + down}
-
-
-def matrix_gflops(edge: int = 2048) -> float:
-    """Return the best rate of a float32 matrix product, 10**9 operations per second."""
-    one, best = torch.randn(edge, edge), 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        one @ one
-        best = max(best, 2 * edge**3 / (time.perf_counter() - start) / 1e9)
-    return best
 
 
 def main() -> None:

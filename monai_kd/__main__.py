@@ -259,19 +259,21 @@ def view(
         print(f"written: {shown.folder}{', Dice ' + ', '.join(scores) if scores else ''}")
 
 
-def stages(bundle: str, out: str = "runs/stages", only: str = "", **overrides: Any) -> None:
+def stages(bundle: str, out: str = "runs/stages", only: str = "", overlays: str = "", **overrides: Any) -> None:
     """Train a method of several stages, one after the other; finished ones are passed over, a stopped one goes on.
 
     Args:
         bundle: the bundle's folder; its configs/stages.json lists them.
         out: folder of the runs below BUNDLE, one for each stage.
         only: names of stages, comma separated; empty takes all. The others must be finished where these need them.
+        overlays: configuration files of BUNDLE for every stage, comma separated: --overlays polyps.yaml.
         overrides: ids of the configuration, for all stages: --dataset_dir DIR --seed 1. Relative paths are seen from
             BUNDLE, or else from the current folder.
     """
     from monai_kd.hub import run_stages
 
-    for folder in run_stages(bundle, out, [name for name in only.split(",") if name], overrides):
+    wanted, files = ([name for name in names.split(",") if name] for names in (only, overlays))
+    for folder in run_stages(bundle, out, wanted, overrides, files):
         print(f"trained: {folder}")
 
 

@@ -4,6 +4,7 @@ from monai_kd.data.brats import brats_cases
 from monai_kd.data.brats_phantoms import brats_phantom_case, make_brats_phantoms
 from monai_kd.data.case_names import case_id
 from monai_kd.data.checks import CaseCheck, case_problems
+from monai_kd.data.drawn_bank import DrawnBank
 from monai_kd.data.image_masks import ImageMaskLayout, image_mask_cases
 from monai_kd.data.patients import patients_of, read_name_mapping
 from monai_kd.data.phantoms import make_phantoms, phantom_case
@@ -16,6 +17,7 @@ from monai_kd.data.volumes import VolumeFacts, read_volumes, volume_facts
 __all__ = [
     "CaseCheck",
     "CaseSplit",
+    "DrawnBank",
     "ImageMaskLayout",
     "VolumeFacts",
     "as_color",

@@ -10,6 +10,7 @@ from monai_kd.distillers.pairing import pair_stages
 from monai_kd.distillers.self_distiller import PhotometricNoise, SelfDistiller
 from monai_kd.distillers.stages import Stage, network_stages
 from monai_kd.distillers.taps import FeatureTaps, stage_paths
+from monai_kd.distillers.teacher_outputs import TeacherOutputs
 from monai_kd.distillers.term import Term
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PhotometricNoise",
     "SelfDistiller",
     "Stage",
+    "TeacherOutputs",
     "Term",
     "keep_running_statistics",
     "network_stages",

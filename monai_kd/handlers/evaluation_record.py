@@ -25,6 +25,19 @@ __all__ = ["EvaluationRecord", "require_weights"]
 # What must be equal for two evaluations to stand in one table, besides the scored cases themselves.
 _PROTOCOL_IDS = ("class_names", "spacing_mm", "roi_size", "overlap", "amp", "cpu_bfloat16")
 _SCORING_IDS = tuple(name for name in _PROTOCOL_IDS if name not in INFERENCE_IDS)  # for networks of different kinds
+# Steps of the preprocessing that stand outside of it, since overlays change them.
+_STEP_IDS = (
+    "intensity",
+    "load_image",
+    "load_label",
+    "binarize",
+    "field",
+    "shift",
+    "normalize",
+    "to_grid",
+    "input_source",
+)
+_STEP_NUMBERS = ("diameter", "clip_limit", "window", "pixel_size")  # what these steps take
 _NOT_PROTOCOL_STEPS = ("data", "dataset", "dataloader", "handlers", "evaluator", "key_metric")
 
 
@@ -122,8 +135,8 @@ def _protocol_hash(config: Mapping[str, Any], ids: list[str], names: Sequence[st
     parts = {name: _resolved(config, name) for name in names}
     if "regions" in config:  # of labels that are no classes
         parts["regions"] = config["regions"]
-    if "intensity" in config:  # a step that stands outside of them
-        parts["intensity"] = config["intensity"]
+    parts |= {name: config[name] for name in _STEP_IDS if name in config}
+    parts |= {name: _resolved(config, name) for name in _STEP_NUMBERS if name in config}
     return config_hash({**parts, "steps": steps, "transform": transform, "cases": ids})
 
 

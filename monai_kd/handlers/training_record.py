@@ -48,6 +48,7 @@ _NOT_SCHEDULE = (
 )  # the split has a hash
 # What a comparison of networks may differ in besides: the network, and how it goes through a volume to be scored.
 _NETWORK_IDS = ("network_def", "network", "student_modalities", "slice_axis", *INFERENCE_IDS)
+_ALL_LABELS = "all_labels"  # the view of a label repeated for an image's photometric views, see GeneralizableDistiller
 
 
 class TrainingRecord(RunRecord):
@@ -279,7 +280,8 @@ def _class_name(entry: Any) -> str:
 def _supervised_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the terms that compare the student's output with the label, with their schedules.
 
-    Both arms need the same to be compared. What trains teachers, or heads that are not the student's, is the method's.
+    Both arms need the same to be compared. What trains teachers, or heads that are not the student's, is the method's;
+    so is whether the student is supervised on an image or on its photometric views too.
     """
     schedules = config.get("schedules") or {}
     found = {}
@@ -288,6 +290,8 @@ def _supervised_terms(config: Mapping[str, Any]) -> dict[str, Any]:
         trained = term.get("student") if isinstance(term, dict) else None
         if isinstance(trained, str) and (not trained.startswith("student/") or trained.startswith("student/side_")):
             continue
+        if targets == _ALL_LABELS:
+            targets, term = "label", {**term, "student": "student/logits", "target": "label"}
         if targets == "label" or (isinstance(targets, list) and "label" in targets):
             schedule = schedules.get(name) if isinstance(schedules, dict) else None
             found[name] = {**term, "schedule": schedule} if schedule else term

@@ -31,8 +31,12 @@ class Stage:
     gives: str | None = None
 
 
-def read_stages(bundle: str | Path) -> list[Stage]:
+def read_stages(bundle: str | Path, overlays: Sequence[str] = ()) -> list[Stage]:
     """Return the stages that a bundle lists in ``configs/stages.json``, in their order.
+
+    Args:
+        bundle: the bundle's folder.
+        overlays: files below ``configs/`` that stand behind the first file of every stage, before its own overlays.
 
     Raises:
         FileNotFoundError: the bundle has no such file: its method is one training, or it is no bundle.
@@ -50,7 +54,8 @@ def read_stages(bundle: str | Path) -> list[Stage]:
     for name, given in _content(path):
         problem = _wrong_form(name, given, [stage.name for stage in stages])
         if not problem:
-            stage = Stage(name, tuple(given["configs"]), tuple(given.get("needs", ())), given.get("gives"))
+            first, *own = given["configs"]
+            stage = Stage(name, (first, *overlays, *own), tuple(given.get("needs", ())), given.get("gives"))
             problem = _wrong_names(stage, path.parent, stages)
         if problem:
             raise ValueError(f"'{path}': stage '{name}' {problem}")

@@ -56,7 +56,11 @@ class _Place:
 
 
 def run_stages(
-    bundle: str | Path, out: str = "runs/stages", only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+    bundle: str | Path,
+    out: str = "runs/stages",
+    only: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    overlays: Sequence[str] = (),
 ) -> list[Path]:
     """Train the stages of a bundle in their order, each in a process of its own, and return their run folders.
 
@@ -79,6 +83,7 @@ def run_stages(
             training as text that fire parses: ``"1"`` is a number, ``"None"`` is None, ``""`` stays a text. Relative
             paths are seen from the bundle's folder, where the training runs; one that exists in the current folder
             alone is made absolute.
+        overlays: configuration files for every stage, behind its first and before its own; other data, say.
 
     Raises:
         ValueError: an unknown stage, an override that the stages set themselves, an unreadable configuration.
@@ -87,7 +92,7 @@ def run_stages(
         RuntimeError: a stage failed; repeats the end of what it said. The next call goes on there.
     """
     root = Path(bundle)
-    stages = read_stages(root)
+    stages = read_stages(root, overlays)
     unknown = sorted(set(only) - {stage.name for stage in stages})
     if unknown:
         raise ValueError(f"unknown stages {unknown}; the bundle has {', '.join(stage.name for stage in stages)}")

@@ -73,6 +73,7 @@ class FieldOfViewd(MapTransform):
         keys: of the image, one key.
         fov_key: of the mask; a case that has one keeps it, as 0 and 1 whatever its two values were.
         fraction: see :func:`field_of_view`.
+        whole: the whole image is the field of a case that has no mask; for images without dark surround, and volumes.
         allow_missing_keys: see MONAI.
 
     Shape:
@@ -83,7 +84,12 @@ class FieldOfViewd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, fov_key: str = "fov", fraction: float = 0.05, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        fov_key: str = "fov",
+        fraction: float = 0.05,
+        whole: bool = False,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
@@ -92,6 +98,7 @@ class FieldOfViewd(MapTransform):
             raise ValueError(f"fraction is {fraction}; it must be above 0 and below 1")
         self.fov_key = fov_key
         self.fraction = fraction
+        self.whole = whole
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
@@ -100,7 +107,8 @@ class FieldOfViewd(MapTransform):
             if self.fov_key in found:
                 found[self.fov_key] = self._shipped(found[self.fov_key], image, key)
             else:
-                mask = field_of_view(convert_data_type(image, np.ndarray)[0], self.fraction)
+                plain = convert_data_type(image, np.ndarray)[0]
+                mask = np.ones(plain.shape[1:]) if self.whole else field_of_view(plain, self.fraction)
                 found[self.fov_key] = convert_to_dst_type(mask[None], image, dtype=torch.float32)[0]
         return found
 

@@ -9,6 +9,9 @@ from monai_kd.visualize.curves import curves_figure, paired_figure, save_figure
 from monai_kd.visualize.distillers import distillers_table
 from monai_kd.visualize.distillers_figure import distillers_figure
 from monai_kd.visualize.documents import write_tables
+from monai_kd.visualize.domains import domains_table
+from monai_kd.visualize.domains_figure import domains_figure
+from monai_kd.visualize.latents import anchor_cosines, embed_latents, latents_figure, sample_cosine, view_silhouette
 from monai_kd.visualize.networks import networks_table
 from monai_kd.visualize.networks_figure import networks_figure
 from monai_kd.visualize.overlays import overlay_figure, save_overlay
@@ -33,11 +36,16 @@ __all__ = [
     "View",
     "ViewerCase",
     "ViewerSettings",
+    "anchor_cosines",
     "bootstrap_interval",
     "bundle_classes",
     "curves_figure",
     "distillers_figure",
     "distillers_table",
+    "domains_figure",
+    "domains_table",
+    "embed_latents",
+    "latents_figure",
     "load_records",
     "named_structures",
     "networks_figure",
@@ -48,12 +56,14 @@ __all__ = [
     "read_case",
     "result_groups",
     "results_table",
+    "sample_cosine",
     "save_figure",
     "save_gif",
     "save_overlay",
     "save_slices",
     "slices_figure",
     "structure_mesh",
+    "view_silhouette",
     "write_page",
     "write_report",
     "write_scene",

@@ -7,8 +7,8 @@ No number in a README or a model card is typed: a document names the protocol it
 
 and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
 ``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters:
-``depth_learning``, ``depth_memory``, ``depth_shift``, ``distill_dsm``, ``distillers``, ``exports``, ``loss_costs``,
-``mtcm_kd``, ``mtcm_step``, ``noisy_labels``, ``pulls``.
+``depth_learning``, ``depth_memory``, ``depth_shift``, ``distill_dsm``, ``distillers``, ``exports``, ``gkd``,
+``gkd_latents``, ``loss_costs``, ``mtcm_kd``, ``mtcm_step``, ``noisy_labels``, ``pulls``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from monai_kd.visualize.depth_learning import depth_learning_table
 from monai_kd.visualize.depth_memory import depth_memory_table
 from monai_kd.visualize.depth_shift_costs import depth_shift_table
 from monai_kd.visualize.distillers import distillers_table
+from monai_kd.visualize.domains import domains_table
 from monai_kd.visualize.exports import exports_table
+from monai_kd.visualize.gkd_step import gkd_step_table
+from monai_kd.visualize.latents_table import latents_table
 from monai_kd.visualize.loss_costs import loss_costs_table
 from monai_kd.visualize.mtcm_step import mtcm_step_table
 from monai_kd.visualize.networks import networks_table
@@ -37,6 +40,7 @@ _OPEN = re.compile(r"<!-- >>> results: (?P<protocol>\S+)(?P<filters>(?: \S+=\S+)
 _OPEN_START = "<!-- >>> results:"
 _CLOSE = "<!-- <<< results -->"
 _FILTERS = ("bundles", "methods", "sections")
+_CAMERAS = {"retina": "CHASE_DB1 (source)", "retina_stare": "STARE", "retina_drive": "DRIVE"}
 # tables that are no protocol's: each from the folder of the records and the records
 _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "depth_learning": lambda folder, _records: depth_learning_table(folder / "depth_learning.json"),
@@ -45,6 +49,9 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "distill_dsm": lambda _folder, records: networks_table(records, "distill-dsm", ("baseline", "plain_dsm", "unet3d")),
     "exports": lambda folder, _records: exports_table(folder / "exports.json"),
     "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
+    "gkd": lambda _folder, records: domains_table(records, "gkd", _CAMERAS, ("baseline", "augmentation")),
+    "gkd_latents": lambda folder, _records: latents_table(folder / "gkd" / "latents.json"),
+    "gkd_step": lambda folder, _records: gkd_step_table(folder / "gkd_step.json"),
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),
     "mtcm_kd": lambda _folder, records: networks_table(records, "mtcm-kd", ("baseline", "early_fusion")),
     "mtcm_step": lambda folder, _records: mtcm_step_table(folder / "mtcm_step.json"),

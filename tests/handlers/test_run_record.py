@@ -426,6 +426,15 @@ def test_another_schedule_has_another_hash(tmp_path, changes):
     assert content(tmp_path, changes)["schedule_hash"] != content(tmp_path)["schedule_hash"]
 
 
+def test_supervision_on_the_views_too_is_part_of_the_method(tmp_path):
+    seg = {"_target_": "x", "student": "student/logits", "target": "label", "weight": 1.0, "_disabled_": True}
+    views = {**seg, "student": "student/all_logits", "target": "all_labels"}
+    anchor, everything, heavier = (
+        content(tmp_path, {"terms::views": term})["schedule_hash"] for term in (seg, views, {**views, "weight": 2.0})
+    )
+    assert everything == anchor != heavier
+
+
 WIDER = {"network_def": {"_target_": "x", "width": 9}}
 WINDOW = {"roi_size": [8, 8, 8], "validate::inferer": {"_target_": "SlidingWindowInferer", "roi_size": "@roi_size"}}
 
@@ -453,6 +462,9 @@ def test_the_way_through_a_volume_is_part_of_the_protocol_and_not_of_the_scoring
         {"spacing_mm": [2, 2, 2]},
         {"validate::dataset": {"transform": "other"}},
         {"regions": {"all": [1, 2]}},
+        {"intensity": {"_target_": "x"}},
+        {"shift": {"_target_": "x"}},
+        {"diameter": 256},
     ):
         assert protocol(other)["scoring_hash"] != base["scoring_hash"]
         assert protocol(other)["hash"] != base["hash"]

@@ -343,3 +343,16 @@ def test_a_torn_list_and_a_doubled_stage_are_refused(bundle):
     path.write_text('{"a": ')
     with pytest.raises(ValueError, match=r"configs/stages.json' is no JSON"):
         read_stages(bundle)
+
+
+def test_overlays_stand_behind_the_first_file_of_every_stage(bundle, runs, trained):
+    (bundle / "configs" / "other.yaml").write_text("value: 5\n")
+    assert [stage.configs for stage in read_stages(bundle, ["other.yaml"])] == [
+        ("train.yaml", "other.yaml", "teacher.yaml"),
+        ("train.yaml", "other.yaml"),
+    ]
+    run_stages(bundle)
+    run_stages(bundle, overlays=["other.yaml"])
+    assert [call["stage"] for call in trained.calls] == ["teacher", "student"] * 2
+    with pytest.raises(ValueError, match=r"stage 'teacher' has configs \['gone.yaml'\], which are no files"):
+        run_stages(bundle, overlays=["gone.yaml"])

@@ -86,6 +86,17 @@ def test_a_found_mask_has_the_images_metadata_and_a_shipped_one_is_kept():
     assert torch.equal(kept, disc(60, 60, 20))
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8, 4)])
+def test_the_whole_image_is_the_field_where_that_is_asked_for_and_no_mask_is_shipped(shape):
+    image = torch.zeros(shape)
+    image[0, 2:6, 2:6] = 1.0
+    found = FieldOfViewd("image", whole=True)({"image": image})["fov"]
+    assert torch.equal(found, torch.ones(1, *shape[1:]))
+    shipped = torch.zeros(1, *shape[1:])
+    shipped[0, 3] = 255
+    assert torch.equal(FieldOfViewd("image", whole=True)({"image": image, "fov": shipped})["fov"], shipped / 255)
+
+
 def test_masks_that_do_not_fit_are_named():
     image = torch.zeros(3, 8, 8)
     mask = MetaTensor(torch.zeros(1, 8, 8), meta={"filename_or_obj": "m.gif"})

@@ -1,0 +1,122 @@
+"""The stages of `experiments.py` that train on one camera and score on cameras that were never seen.
+
+For each seed a teacher, a student from scratch and alignment networks are trained first, then the method and its
+controls, which all go on from that student. The masks' autoencoder is trained once. Everything is scored on the test
+photographs of the source and on all photographs of the targets, in docs/results/gkd/<domain>. Nothing is chosen on a
+target: epochs by the source's validation photographs, settings by those and by shifts made of them (shifts.yaml).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bundle_runs import REPOSITORY, finished
+from experiment_runs import SEEDS, Run, publish, train_side_by_side
+
+from monai_kd.hub import write_checksums
+
+BUNDLE = REPOSITORY / "bundles" / "_gkd"
+STAGES_DIR = BUNDLE / "models" / "stages"
+RESULTS = REPOSITORY / "docs" / "results" / "gkd"
+SOURCE = "retina"
+# folder in MONAI_KD_DATA of each camera that is only scored on
+TARGETS = {"retina_stare": "STARE", "retina_drive": "DRIVE/training"}
+# float32 on every machine: the arms may be trained on several
+SETTINGS: Mapping[str, Any] = {"cpu_bfloat16": False}
+STAGE_OVERLAYS = ("teacher", "scratch", "autoencoder", "alignment")
+ON_ALL_SEEDS = {
+    "gkd": (),
+    "baseline": ("baseline.yaml",),
+    "augmentation": ("augmentation.yaml",),
+    "logit_kd": ("logit_kd.yaml",),
+    "views_kd": ("views_kd.yaml",),
+    "gkd_views": ("supervise_views.yaml",),
+}
+ON_ONE_SEED = {
+    "gkd_intra_only": ("intra_only.yaml",),
+    "gkd_inter_only": ("inter_only.yaml",),
+    "gkd_graphs_only": ("graphs_only.yaml",),
+    "gkd_cross_only": ("cross_only.yaml",),
+}
+
+
+@dataclass(frozen=True)
+class SeedRuns:
+    """All trainings of one seed: the stages, then what starts from them."""
+
+    stages: dict[str, Run]
+    arms: list[Run]
+
+
+def seed_runs(seed: int) -> SeedRuns:
+    """Return the trainings of a seed; the autoencoder is that of the first one."""
+    names = [name for name in STAGE_OVERLAYS if name != "autoencoder" or seed == SEEDS[0]]
+    stages = {name: _run(f"gkd_{name}", (f"{name}.yaml",), seed) for name in names}
+    paths = {f"{name}_path": _weights(name, seed) for name in STAGE_OVERLAYS}
+    for name, run in stages.items():
+        needed = paths if name == "alignment" else {}
+        stages[name] = replace(run, overrides={**run.overrides, **needed})
+    wanted = {**ON_ALL_SEEDS, **(ON_ONE_SEED if seed == SEEDS[0] else {})}
+    arms = [_run(name, overlays, seed) for name, overlays in wanted.items()]
+    return SeedRuns(stages, [replace(run, overrides={**run.overrides, **paths}) for run in arms])
+
+
+def _run(name: str, overlays: Iterable[str], seed: int) -> Run:
+    return Run(BUNDLE, f"{name}-seed{seed}", ["train.yaml", *overlays], seed, RESULTS / SOURCE, dict(SETTINGS))
+
+
+def _weights(stage: str, seed: int) -> str:
+    """Return where a stage's weights lie; those of the first seed come with the bundle."""
+    shared = seed == SEEDS[0] or stage == "autoencoder"
+    return f"models/stages/{stage}.pt" if shared else f"runs/gkd_{stage}-seed{seed}/model.pt"
+
+
+def train(workers: int, threads: int, seeds: Iterable[int] = SEEDS) -> None:
+    """Train seed by seed, so that what is done by then is complete for its seeds, and publish the first one's."""
+    for seed in seeds:
+        runs = seed_runs(seed)
+        if all(run.only_published for run in runs.arms):
+            continue
+        first = [run for name, run in runs.stages.items() if name != "alignment"]
+        train_side_by_side(first, workers, threads)
+        if seed == SEEDS[0]:
+            publish_stages(first)
+        train_side_by_side([runs.stages["alignment"]], 1, threads)
+        if seed == SEEDS[0]:
+            publish_stages(runs.stages.values())
+        train_side_by_side(runs.arms, workers, threads)
+        if seed == SEEDS[0] and not runs.arms[0].only_published:
+            publish(runs.arms[0])
+
+
+def publish_stages(runs: Iterable[Run]) -> None:
+    """Put the weights of stages where the bundle's configurations look for them, with their records."""
+    STAGES_DIR.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        if finished(run.run_dir):
+            target = STAGES_DIR / f"{run.name.removeprefix('gkd_').split('-')[0]}.pt"
+            shutil.copyfile(run.run_dir / "model.pt", target)
+            shutil.copyfile(run.run_dir / "run.json", target.with_suffix(".json"))
+    write_checksums(BUNDLE)
+
+
+def score(threads: int, seeds: Iterable[int] = SEEDS) -> None:
+    """Score teachers, students from scratch and all arms on every camera, one at a time, so that timings are clean."""
+    for seed in seeds:
+        runs = seed_runs(seed)
+        for run in (runs.stages["teacher"], runs.stages["scratch"], *runs.arms):
+            for scored in (run, *_on_targets(run)):
+                scored.score(threads)
+
+
+def _on_targets(run: Run) -> list[Run]:
+    """Return the run as it is scored on each target: all photographs of its folder."""
+    found = []
+    for protocol, folder in TARGETS.items():
+        given = {"dataset_dir": f"$monai_kd.data.default_dataset_dir('{folder}')", "split_file": "''"}
+        overrides = {**run.overrides, **given, "protocol": protocol}
+        found.append(replace(run, results=RESULTS / protocol, overrides=overrides))
+    return found

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
+
+from monai_kd.inferers.shallow_convolutions import ShallowConvolutionsInFloat32
 
 __all__ = ["AutocastInferer", "cpu_has_bfloat16"]
 
@@ -21,7 +24,8 @@ class AutocastInferer(Inferer):
     """Run another inferer under ``torch.autocast`` on one device type and hand its logits back in float32.
 
     MONAI's ``amp`` is CUDA only; this brings bfloat16 to the CPU, about twice as fast where the CPU has it. Batches
-    on another device type pass through untouched, so one configuration serves both.
+    on another device type pass through untouched, so one configuration serves both. On the CPU, 3-D convolutions of few
+    slices are trained in float32, see :class:`ShallowConvolutionsInFloat32`.
 
     Args:
         inferer: the inferer to wrap, e.g. ``SlidingWindowInferer``.
@@ -48,6 +52,7 @@ class AutocastInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the wrapped inferer; a tensor result comes back in float32, any other result as it is."""
         enabled = self.enabled and inputs.device.type == self.device_type
-        with torch.autocast(self.device_type, dtype=self.dtype, enabled=enabled):
+        guard = ShallowConvolutionsInFloat32() if enabled and self.device_type == "cpu" else nullcontext()
+        with guard, torch.autocast(self.device_type, dtype=self.dtype, enabled=enabled):
             output = self.inferer(inputs, network, *args, **kwargs)
         return output.float() if isinstance(output, Tensor) and output.is_floating_point() else output

@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +48,21 @@ def telling_cases(alone: Run, exchanged: Run) -> list[str]:
     return list(dict.fromkeys([order[-1], order[0]]))
 
 
-def predictions(run: Run, cases: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Score some cases again and keep the label map, the label and the image file of each."""
+def predictions(
+    run: Run, cases: Sequence[str], section: str = "test", overrides: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Score some cases of a section again and keep the label map, the label and the image file of each."""
     found: dict[str, dict[str, Any]] = {}
-    chosen = f"$[c for c in @split.cases('test') if monai_kd.data.case_id(c['image']) in {tuple(cases)!r}]"
+    chosen = f"$[c for c in @split.cases({section!r}) if monai_kd.data.case_id(c['image']) in {tuple(cases)!r}]"
     with tempfile.TemporaryDirectory() as folder:
         flow = create_workflow(
-            config_file=[str(BUNDLE / "configs" / name) for name in (*run.configs, "evaluate.yaml")],
+            config_file=[str(run.bundle / "configs" / name) for name in (*run.configs, "evaluate.yaml")],
             workflow_type="train",
             logging_file=False,
-            bundle_root=str(BUNDLE),
+            bundle_root=str(run.bundle),
             ckpt_path=str(run.run_dir / "model.pt"),
             run_dir=folder,
-            **{"validate::dataset::data": chosen},
+            **{"validate::dataset::data": chosen, **(overrides or {})},
         )
         evaluator = flow.parser.get_parsed_content("validate::evaluator")
         data = flow.parser.get_parsed_content("validate::dataset::data")
@@ -84,7 +86,7 @@ def predictions(run: Run, cases: Sequence[str]) -> dict[str, dict[str, Any]]:
 def as_map(channels: torch.Tensor) -> NDArray[np.int64]:
     """Return the last channel that holds each voxel: the class, or the innermost of nested regions."""
     plain = np.asarray(channels) > 0.5
-    numbers = np.arange(len(plain)).reshape(-1, 1, 1, 1)
+    numbers = np.arange(len(plain)).reshape(-1, *[1] * (plain.ndim - 1))
     result: NDArray[np.int64] = (plain * numbers).max(axis=0).astype(np.int64)
     return result
 

@@ -62,9 +62,9 @@ class Run:
         if finished(target) and record(target)["network"]["weights_sha256"] == trained:
             print(f"scored already: {self.name}", flush=True)
             return
-        scores = f"runs/scores/{self.name}"
+        scores = f"runs/scores/{self.results.name}/{self.name}"  # one model may be scored on several sets of data
         overrides = {**self.overrides, "ckpt_path": f"runs/{self.name}/model.pt", "run_dir": scores, "seed": self.seed}
-        log = self.log("score")
+        log = self.log(f"score-{self.results.name}")
         run_bundle(self.bundle, [*self.configs, "evaluate.yaml"], overrides, log, threads, show_progress=False)
         target.mkdir(parents=True, exist_ok=True)
         for name in ("run.json", "metrics.csv"):

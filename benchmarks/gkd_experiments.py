@@ -103,13 +103,21 @@ def publish_stages(runs: Iterable[Run]) -> None:
     write_checksums(BUNDLE)
 
 
+def scored_runs(seed: int) -> list[Run]:
+    """Return teacher, student from scratch and all arms of a seed, each as it is scored on every camera."""
+    runs = seed_runs(seed)
+    return [
+        scored
+        for run in (runs.stages["teacher"], runs.stages["scratch"], *runs.arms)
+        for scored in (run, *_on_targets(run))
+    ]
+
+
 def score(threads: int, seeds: Iterable[int] = SEEDS) -> None:
-    """Score teachers, students from scratch and all arms on every camera, one at a time, so that timings are clean."""
+    """Score them one at a time, so that timings are clean."""
     for seed in seeds:
-        runs = seed_runs(seed)
-        for run in (runs.stages["teacher"], runs.stages["scratch"], *runs.arms):
-            for scored in (run, *_on_targets(run)):
-                scored.score(threads)
+        for run in scored_runs(seed):
+            run.score(threads)
 
 
 def _on_targets(run: Run) -> list[Run]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from brain_tumors import brain_tumors
+from vessels import vessel_photographs
 
 # two threads cost more than they bring on networks this small
 torch.set_num_threads(1)
@@ -50,5 +51,8 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def data_for(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return what a bundle trains on, or with ``images=True`` what it segments: a folder, or one with ``imagesTs``."""
-    tumors, tumor_images = brain_tumors(tmp_path_factory.mktemp("tumors") / "data")
-    return lambda bundle, images=False: (tumor_images if images else tumors) if bundle == "mtcm-kd" else phantoms
+    made = {
+        "mtcm-kd": brain_tumors(tmp_path_factory.mktemp("tumors") / "data"),
+        "gkd": vessel_photographs(tmp_path_factory.mktemp("vessels") / "data"),
+    }
+    return lambda bundle, images=False: made.get(bundle, (phantoms, phantoms))[images]

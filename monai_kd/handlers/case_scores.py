@@ -107,6 +107,8 @@ def _check_same_grid(name: str, image: MetaTensor, label: MetaTensor) -> None:
         if is_raster(image.meta["filename_or_obj"]) and image.shape[1:] != label.shape[1:]:
             return
         stored = image.affine
+    elif image.shape[1:] == label.shape[1:] and torch.equal(image.affine, label.affine):
+        return  # both were brought to another grid, each by its own header
     shift = grid_shift(stored, label.affine, label.shape[1:])
     if not shift <= GRID_TOLERANCE:  # also where it is NaN
         raise ValueError(

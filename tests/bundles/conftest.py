@@ -49,22 +49,37 @@ def data_of(
     forms |= {"brats.yaml": brats, "inference_brats.yaml": brats}
 
     def folder(files: Sequence[str], bundle: str = "") -> Path:
-        if bundle == "mtcm-kd":
+        if bundle in ("mtcm-kd", "gkd") and "liver.yaml" not in files:
             return data_for(bundle, images=files[0] == "inference.yaml" and "inference_brats.yaml" not in files)
         return next((forms[name] for name in files if name in forms), phantoms)
 
     return folder
 
 
-def random_teachers(bundle: Path, files: Sequence[str], overrides: dict[str, Any], path: Path) -> str:
-    """Write random weights for the teachers that some files define."""
+# what some files define and take the weights of, by the id that names the weights
+WEIGHTS = {
+    "mtcm-kd": {"teachers_path": "teachers_def"},
+    "gkd": {
+        "scratch_path": "network_def",
+        "teacher_path": "teacher_def",
+        "autoencoder_path": "autoencoder_def",
+        "alignment_path": "aligned_def",
+    },
+}
+
+
+def random_weights(bundle: Path, files: Sequence[str], overrides: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Write random weights for the networks that some files define; return the ids that name them."""
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / name) for name in files])
     for key, value in overrides.items():
         parser[key] = value
-    torch.manual_seed(0)
-    torch.save(parser.get_parsed_content("teachers_def").state_dict(), path)
-    return str(path)
+    found = {}
+    for number, (name, definition) in enumerate(WEIGHTS[bundle.name.removeprefix("_")].items()):
+        torch.manual_seed(number)
+        found[name] = str(folder / f"{definition}.pt")
+        torch.save(parser.get_parsed_content(definition).state_dict(), found[name])
+    return found
 
 
 @pytest.fixture
@@ -76,22 +91,23 @@ def workflow(
     made = []
 
     def build(bundle: Path, files: Sequence[str], workflow_type: str = "train", **overrides: Any) -> ConfigWorkflow:
+        name = bundle.name.removeprefix("_")
         defaults: dict[str, Any] = {
             "bundle_root": str(bundle),
-            "dataset_dir": str(data_of(files, bundle.name)),
-            **(TINY_UNET3D if "unet3d.yaml" in files else TINY[bundle.name]),
+            "dataset_dir": str(data_of(files, name)),
+            **(TINY_UNET3D if "unet3d.yaml" in files else TINY[name]),
         }
         if workflow_type == "train":
             defaults.update({"split_file": "", "run_dir": str(tmp_path / "run"), "ckpt_dir": str(tmp_path / "models")})
             defaults["cpu_bfloat16"] = False
-            if any("\nteacher_root:" in (bundle / "configs" / name).read_text() for name in files):
+            if any("\nteacher_root:" in (bundle / "configs" / file).read_text() for file in files):
                 defaults["teacher_root"] = str(tiny_teacher)
-        if "pretrained.yaml" in files:
-            defaults["teachers_path"] = random_teachers(bundle, files, defaults, tmp_path / "teachers.pt")
+        if "pretrained.yaml" in files or (name == "gkd" and workflow_type == "train"):
+            defaults |= random_weights(bundle, files, {**defaults, **overrides}, tmp_path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="parsing config_file")  # MONAI's hint to trust the source
             flow = create_workflow(
-                config_file=[str(bundle / "configs" / name) for name in files],
+                config_file=[str(bundle / "configs" / file) for file in files],
                 workflow_type=workflow_type,
                 logging_file=False,
                 **{**defaults, **overrides},

@@ -22,7 +22,7 @@ import monai.bundle
 import numpy as np
 import pytest
 import torch
-from commands import bundle_run, monai_bundle
+from commands import IN_PREPARATION, bundle_run, monai_bundle
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.data import load_net_with_metadata
@@ -40,6 +40,7 @@ HERE = Path(__file__).parent
 BUNDLES = sorted(path.name for path in (HERE.parents[1] / "bundles").glob("[!_]*") if path.is_dir())
 UPDATE_GOLDEN = "MONAI_KD_UPDATE_GOLDEN"
 SMALL_PATCH = [16, 24, 16]
+FLAT = ("gkd",)  # bundles of 2-D images
 
 # MONAI's hints to trust the source of a configuration and to give the schema's hash
 pytestmark = [
@@ -52,6 +53,7 @@ pytestmark = [
 # networks that cannot be scripted, whose trace must hold for other sizes as well
 TRACED = {
     "distill-dsm": {"use_trace": True, "input_shape": [1, 1, 32, 48, 5]},
+    "gkd": {"use_trace": True, "input_shape": [1, 1, 32, 48]},
     "mtcm-kd": {"use_trace": True, "input_shape": [1, 1, 32, 48, 40]},
 }
 
@@ -60,7 +62,10 @@ TRACED = {
 TRAINS_BESIDE = ("mtcm-kd",)
 BESIDE = ("teachers.", "parts.", "losses.")
 # what makes two steps of large patches quick
-QUICK = {"mtcm-kd": {"patch_size": [16, 16, 16], "roi_size": [32, 32, 32], "teacher_val_interval": 0}}
+QUICK = {
+    "gkd": {"patch_size": [32, 32], "num_samples": 2},
+    "mtcm-kd": {"patch_size": [16, 16, 16], "roi_size": [32, 32, 32], "teacher_val_interval": 0},
+}
 
 
 def golden_file(bundle: str) -> Path:
@@ -86,6 +91,10 @@ def copied(bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bundle, tmp_path / "download" / bundle.name, ignore=ignore)
 
 
+def small_patch(bundle: Path) -> list[int]:
+    return [32, 32] if bundle.name in FLAT else SMALL_PATCH
+
+
 def configs(bundle: Path, *names: str) -> list[str]:
     return [str(bundle / "configs" / name) for name in names]
 
@@ -98,7 +107,7 @@ def test_every_bundle_is_found_and_has_what_this_suite_needs(bundles, tiny):
     assert [path.name for path in bundles] == BUNDLES, "a folder in bundles/ without configs/metadata.json"
     assert len(BUNDLES) >= 2
     assert {"teacher", "student"} <= set(BUNDLES)
-    assert set(tiny) == set(BUNDLES), "commands.py: TINY"
+    assert set(tiny) == {*BUNDLES, *IN_PREPARATION}, "commands.py: TINY"
     assert sorted(path.stem for path in (HERE / "golden").glob("*.json")) == BUNDLES
 
 
@@ -201,8 +210,10 @@ def shipped(bundle: Path) -> nn.Module:
 
 
 def random_image(bundle: Path, batch: int, *size: int) -> Tensor:
-    channels = read(bundle / "configs" / "metadata.json")["network_data_format"]["inputs"]["image"]["num_channels"]
-    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
+    """Return noise of a size; of as many of its axes as the bundle's images have."""
+    facts = read(bundle / "configs" / "metadata.json")["network_data_format"]["inputs"]["image"]
+    size = size[: len(facts["spatial_shape"])]
+    return torch.randn(batch, facts["num_channels"], *size, generator=torch.Generator().manual_seed(0))
 
 
 def logits(network: nn.Module, image: Tensor) -> Tensor:
@@ -233,7 +244,8 @@ def test_torchscript_gives_the_networks_logits_and_carries_configuration_and_met
 @pytest.mark.slow
 def test_onnx_gives_the_networks_logits_at_other_sizes_and_batches_than_the_exported(bundle, shipped, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    dynamic = {"image": {0: "batch", 2: "h", 3: "w", 4: "d"}}
+    axes = {0: "batch", 2: "h", 3: "w"}
+    dynamic = {"image": axes if bundle.name in FLAT else {**axes, 4: "d"}}
     names = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": dynamic}
     exported = random_image(bundle, 2, 32, 48, 32)
     arguments = export_arguments(bundle, tmp_path / "model.onnx")
@@ -278,7 +290,7 @@ def test_a_copied_folder_trains_evaluates_and_segments_from_elsewhere(copied, ti
     before, cwd = file_sha256(copied / "models" / "model.pt"), tmp_path / "elsewhere"
     small = tiny[copied.name]
     data = {**small, "dataset_dir": data_for(copied.name), "split_file": "''"}
-    bundle_run(copied, ["train.yaml"], cwd, epochs=1, patch_size=SMALL_PATCH, **data)
+    bundle_run(copied, ["train.yaml"], cwd, epochs=1, patch_size=small_patch(copied), **data)
     trained, weights = read(copied / "models" / "model.json"), file_sha256(copied / "models" / "model.pt")
     assert (trained["kind"], trained["status"], trained["epochs"]) == ("training", "finished", 1)
     assert trained["network"]["weights_sha256"] == weights != before
@@ -294,7 +306,8 @@ def test_a_copied_folder_trains_evaluates_and_segments_from_elsewhere(copied, ti
     bundle_run(copied, ["inference.yaml"], cwd, dataset_dir=segmented, **small)
     found = segmented / "imagesTs" if (segmented / "imagesTs").is_dir() else segmented
     images = {case_id(path) for path in found.iterdir()}
-    assert {path.name for path in (copied / "eval").iterdir()} == {f"{name}_seg.nii.gz" for name in images}
+    ending = "png" if copied.name in FLAT else "nii.gz"
+    assert {path.name for path in (copied / "eval").iterdir()} == {f"{name}_seg.{ending}" for name in images}
     assert len(images) == 2
 
 
@@ -304,7 +317,7 @@ def test_two_processes_train_one_network_together(copied, tiny, data_for, tmp_pa
     given = {
         "dataset_dir": data_for(copied.name),
         "split_file": "''",
-        "patch_size": SMALL_PATCH,
+        "patch_size": small_patch(copied),
         "batch_size": 1,
         "epochs": 1,
     }
@@ -377,7 +390,7 @@ def test_two_steps_give_the_golden_numbers(bundle, numbers):
 
 
 # where one of many terms is small, one percent of it is nothing
-MORE = {"mtcm-kd": 2.0}
+MORE = {"mtcm-kd": 2.0, "gkd": 2.0}
 
 
 def slightly_more(bundle: str) -> dict[str, dict[str, float]]:
@@ -426,7 +439,7 @@ def client(
         bundle_root=copied.name,
         send_weight_diff=False,
         config_train_filename="configs/train.yaml",
-        train_kwargs={**given, "patch_size": SMALL_PATCH},
+        train_kwargs={**given, "patch_size": small_patch(copied)},
         config_evaluate_filename=["configs/train.yaml", "configs/evaluate.yaml"],
         eval_kwargs=given,
     )

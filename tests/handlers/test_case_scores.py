@@ -137,6 +137,21 @@ def test_only_photographs_that_were_resized_go_uncompared(ending):
         _check_same_grid("a_01", resized, item["label"])
 
 
+def test_image_and_label_that_were_both_resampled_are_compared_as_they_are():
+    label = case("a_01", boxes(head=(2, 6)), boxes(head=(2, 6)))["label"]
+    coarse, moved = (torch.eye(4, dtype=torch.float64) for _ in range(2))
+    coarse[0, 0], moved[0, 3] = 2, 4
+    label.affine = coarse
+    image = MetaTensor(
+        torch.zeros_like(label.as_tensor()), affine=coarse, meta={"filename_or_obj": "/data/a_01.nii.gz"}
+    )
+    image.meta["original_affine"] = torch.eye(4, dtype=torch.float64)
+    _check_same_grid("a_01", image, label)
+    label.affine = coarse @ moved
+    with pytest.raises(ValueError, match="case 'a_01': the affines of image and label differ"):
+        _check_same_grid("a_01", image, label)
+
+
 def test_cases_are_named_after_their_images():
     """Labels may share one file name, e.g. labelsTr/<case>/seg.nii.gz."""
     label = boxes(head=(2, 6))

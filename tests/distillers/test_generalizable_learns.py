@@ -87,7 +87,7 @@ def teacher_and_autoencoder() -> tuple[nn.Module, nn.Module]:
     set_determinism(0)
     teacher = PlainUNet(2, 1, 2, TEACHER)
     source = data()[0]
-    fit(Distiller(teacher, terms={"seg": Term(SEG)}), source, 250, 3e-3)
+    fit(Distiller(teacher, terms={"seg": Term(SEG)}), source, 200, 3e-3)
     autoencoder = SemanticAutoencoder(2, 2, channels=(8, 16, 32), **LATENT)
     terms = {
         "seg": Term(SEG),
@@ -95,7 +95,7 @@ def teacher_and_autoencoder() -> tuple[nn.Module, nn.Module]:
         "code": Term(RelativeSquaredError(), "student/decoded_code", "student/code", weight=0.1),
     }
     masks = (source[1], source[1])
-    fit(Distiller(autoencoder, terms=terms), masks, 150, 3e-3)
+    fit(Distiller(autoencoder, terms=terms), masks, 100, 3e-3)
     return teacher.requires_grad_(False), autoencoder.requires_grad_(False)
 
 
@@ -122,7 +122,7 @@ def align(scratch: nn.Module) -> tuple[nn.ModuleDict, float]:
         return float(F.cosine_similarity(*latents).mean())
 
     before = cosine()
-    fit(AlignmentDistiller(aligned, networks, autoencoder, terms), data()[0], 150, 3e-3, views=True)
+    fit(AlignmentDistiller(aligned, networks, autoencoder, terms), data()[0], 100, 3e-3, views=True)
     after = cosine()
     assert after > before
     return aligned.requires_grad_(False), after
@@ -139,7 +139,7 @@ def distill(start: nn.Module, aligned: nn.ModuleDict) -> nn.Module:
     }
     teacher = teacher_and_autoencoder()[0]
     alignments = {"student": aligned["scratch"], "teacher": aligned["teacher"]}
-    fit(GeneralizableDistiller(student, teacher, terms, alignments), data()[0], 100, 1e-3, views=True)
+    fit(GeneralizableDistiller(student, teacher, terms, alignments), data()[0], 60, 1e-3, views=True)
     return student
 
 
@@ -152,7 +152,7 @@ def test_distilled_is_not_below_continued_training_in_its_own_domain():
         scratch = PlainUNet(2, 1, 2, STUDENT)
         fit(Distiller(scratch, terms={"seg": Term(SEG)}), source, 150, 3e-3)
         continued = copy.deepcopy(scratch)
-        fit(Distiller(continued, terms={"seg": Term(SEG)}), source, 100, 1e-3)
+        fit(Distiller(continued, terms={"seg": Term(SEG)}), source, 60, 1e-3)
         aligned, cosine = align(scratch.requires_grad_(False))
         rows.append((dice(scratch, test), dice(continued, test), dice(distill(scratch, aligned), test), cosine))
     start, continued, distilled, cosine = np.mean(rows, axis=0)

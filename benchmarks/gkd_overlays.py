@@ -60,6 +60,9 @@ def main() -> None:
             for run in scored_runs(SEEDS[0])
             if run.results.name == domain
         }
+        missing = [name for name in (ALONE, CONTROL, METHOD) if not (runs[name].run_dir / "model.pt").is_file()]
+        if missing:
+            parser.error(f"weights of {', '.join(missing)} with seed {SEEDS[0]} are missing; run experiments.py first")
         cases = telling_cases(runs[CONTROL], runs[METHOD])
         section = "test" if domain == SOURCE else "all"
         found = {

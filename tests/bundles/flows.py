@@ -11,7 +11,16 @@ from monai.bundle import ConfigWorkflow
 from monai.engines import IterationEvents
 from torch import Tensor
 
-__all__ = ["checksum", "first_batches", "get", "ready", "validated"]
+__all__ = ["causes", "checksum", "first_batches", "get", "ready", "validated"]
+
+
+def causes(error: BaseException | None) -> str:
+    """The messages of an error and of all that led to it, a line each."""
+    text = []
+    while error is not None:
+        text.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(text)
 
 
 def get(flow: ConfigWorkflow, config_id: str) -> Any:

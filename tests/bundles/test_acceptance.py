@@ -29,7 +29,6 @@ from monai.data import load_net_with_metadata
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
-from monai.utils import set_determinism
 from torch import Tensor, nn
 
 from monai_kd.data import case_id
@@ -70,12 +69,6 @@ QUICK = {
 
 def golden_file(bundle: str) -> Path:
     return HERE / "golden" / f"{bundle}.json"
-
-
-@pytest.fixture(autouse=True)
-def _release_the_random_state() -> Iterator[None]:
-    yield
-    set_determinism(None)
 
 
 @pytest.fixture(params=BUNDLES)

@@ -38,12 +38,6 @@ OVERLAYS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _release_the_random_state():
-    yield
-    set_determinism(None)
-
-
 @pytest.fixture
 def bundle(repository: Path) -> Path:
     return repository / "bundles" / "distill-dsm"

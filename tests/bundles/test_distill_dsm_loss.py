@@ -9,15 +9,8 @@ import pytest
 import torch
 from flows import first_batches, get, ready
 from monai.data import DataLoader, MetaTensor
-from monai.utils import set_determinism
 
 SMALL = {"epochs": 1, "batch_size": 1, "patch_size": [16, 16, 8]}
-
-
-@pytest.fixture(autouse=True)
-def _release_the_random_state():
-    yield
-    set_determinism(None)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,12 +91,6 @@ def test_every_overlay_is_tested_here():
 
 
 # ---- a teacher that knows something, and fixed cases ----------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _release_the_random_state() -> Iterator[None]:
-    yield
-    set_determinism(None)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import IN_PREPARATION, TINY, bundle_run
-from flows import checksum, first_batches, get, ready, validated
+from flows import causes, checksum, first_batches, get, ready, validated
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
@@ -24,23 +24,9 @@ CONTROLS = ("baseline", "augmentation", "logit_kd", "views_kd")
 FROZEN = ("teacher", "aligned")
 
 
-@pytest.fixture(autouse=True)
-def _release_the_random_state():
-    yield
-    set_determinism(None)
-
-
 @pytest.fixture
 def bundle(repository: Path) -> Path:
     return repository / "bundles" / ("_gkd" if "gkd" in IN_PREPARATION else "gkd")
-
-
-def causes(error: BaseException | None) -> str:
-    text = []
-    while error is not None:
-        text.append(str(error))
-        error = error.__cause__ or error.__context__
-    return "\n".join(text)
 
 
 def student_after(flow: ConfigWorkflow, iterations: int = 3) -> float:

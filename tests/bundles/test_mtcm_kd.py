@@ -15,7 +15,7 @@ import torch
 import yaml
 from brain_tumors import brain_tumors
 from commands import TINY, bundle_run
-from flows import checksum, first_batches, get, ready, validated
+from flows import causes, checksum, first_batches, get, ready, validated
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
@@ -34,12 +34,6 @@ MSD = {
     "label_meanings::enhancing_tumor": [3],
 }
 PARTS = ("response_kd", "cdsfl_only", "uniform_weights", "linear_weights", "two_levels", "t1_student")
-
-
-@pytest.fixture(autouse=True)
-def _release_the_random_state():
-    yield
-    set_determinism(None)
 
 
 @pytest.fixture
@@ -141,14 +135,6 @@ def test_missing_or_foreign_teacher_weights_stop_before_any_data_is_read(bundle,
     with pytest.raises(Exception, match="") as caught:
         ready(other)
     assert "the weights of another network than this CooperativeTeachers" in causes(caught.value)
-
-
-def causes(error: BaseException | None) -> str:
-    text = []
-    while error is not None:
-        text.append(str(error))
-        error = error.__cause__ or error.__context__
-    return "\n".join(text)
 
 
 def test_teachers_of_other_modalities_are_refused_by_their_record(bundle, workflow, tmp_path):

@@ -22,7 +22,6 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.engines import IterationEvents
 from monai.handlers import ValidationHandler
-from monai.utils import set_determinism
 
 from monai_kd.data import CaseSplit, case_id, labelled_cases
 from monai_kd.handlers.provenance import file_sha256
@@ -30,12 +29,6 @@ from monai_kd.hub import make_teacher
 from monai_kd.teachers import load_report, load_teacher
 
 ARMS = {"distilled": ("train.yaml",), "baseline": ("train.yaml", "baseline.yaml")}
-
-
-@pytest.fixture(autouse=True)
-def _release_the_random_state():
-    yield
-    set_determinism(None)
 
 
 # ---- in process: fair arms ------------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ bench: install
 	OMP_WAIT_POLICY=PASSIVE $(PY) benchmarks/depth_shift.py
 	$(PY) benchmarks/depth_memory.py
 	$(PY) benchmarks/mtcm_step.py
+	$(PY) benchmarks/gkd_step.py
+	$(PY) benchmarks/shared_prelu.py
 
 docs: install
 	$(PY) -m sphinx -W --keep-going -E -b html -d docs/_build/doctrees docs docs/_build/html

@@ -69,7 +69,9 @@ class Run:
         target.mkdir(parents=True, exist_ok=True)
         for name in ("run.json", "metrics.csv"):
             shutil.copyfile(self.bundle / scores / name, target / name)
-        print(f"scored: {self.name}, test Dice {record(target)['summary']['dice']['mean']:.4f}", flush=True)
+        found = record(target)
+        what = f"{found['protocol']['name']}, {found['protocol']['section']}"
+        print(f"scored: {self.name}, {what}, Dice {found['summary']['dice']['mean']:.4f}", flush=True)
 
 
 def record(run_dir: Path) -> dict[str, Any]:

@@ -15,10 +15,13 @@ from typing import Any
 
 from bundle_runs import REPOSITORY, finished
 from experiment_runs import SEEDS, Run, publish, train_side_by_side
+from monai.bundle import ConfigParser
 
 from monai_kd.hub import write_checksums
+from monai_kd.visualize import domains_figure, load_records, save_figure
+from monai_kd.visualize.documents import GKD_CAMERAS, GKD_CONTROLS, GKD_SHIFTS
 
-BUNDLE = REPOSITORY / "bundles" / "_gkd"
+BUNDLE = REPOSITORY / "bundles" / "gkd"
 STAGES_DIR = BUNDLE / "models" / "stages"
 RESULTS = REPOSITORY / "docs" / "results" / "gkd"
 SOURCE = "retina"
@@ -41,6 +44,34 @@ ON_ONE_SEED = {
     "gkd_graphs_only": ("graphs_only.yaml",),
     "gkd_cross_only": ("cross_only.yaml",),
 }
+# settings to choose from on the first seed, by the source's validation photographs and shifts of them: overlays and ids
+_CENTERED = {"graph_center": True, "terms::intra::weight": 1.0, "terms::inter::weight": 1.0}
+_NO_CROSS = {f"terms::cross_{half}::_disabled_": True for half in ("encoder", "decoder")}
+_NO_CROSS |= {f"schedules::cross_{half}": {} for half in ("encoder", "decoder")}
+_ALL_VIEWS = {"terms::seg::student": "student/all_logits", "terms::seg::target": "all_labels", "num_samples": 2}
+_ALL_VIEWS["anchor_photometry"] = {"_target_": "Identityd", "keys": "image"}
+_ERFNET = {"_target_": "monai_kd.networks.nets.ERFNet", "in_channels": "@in_channels", "out_channels": "@out_channels"}
+_STRONG = "runs/gkd_teacher_strong-seed0/model.pt"
+
+
+def _teachers_photometry() -> Any:
+    return ConfigParser.load_config_file(str(BUNDLE / "configs" / "teacher.yaml"))["anchor_photometry"]
+
+
+SEARCH: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
+    "gkd_teacher_views": (("teacher.yaml",), _ALL_VIEWS),
+    "gkd_teacher_erfnet": (("teacher.yaml",), {**_ALL_VIEWS, "teacher_def": _ERFNET, "teacher_features": 128}),
+    "gkd_teacher_strong": (("teacher.yaml", "photometry.yaml"), {"epochs": 200}),
+    "photometry_strong": (("baseline.yaml", "photometry.yaml"), {}),
+    "photometry_oneof": (("baseline.yaml",), {"anchor_photometry": _teachers_photometry()}),
+    "photometry_strong_kd": (("logit_kd.yaml", "photometry.yaml"), {}),
+    "photometry_kd_strong": (("logit_kd.yaml", "photometry.yaml"), {"teacher_path": _STRONG}),
+    "gkd_views_centered": (("supervise_views.yaml",), _CENTERED),
+    "gkd_views_centered_graphs": (("supervise_views.yaml",), {**_CENTERED, **_NO_CROSS}),
+    "gkd_centered": ((), _CENTERED),
+    "gkd_contrastive": (("contrastive.yaml",), {}),
+}
+SHIFTS = [name.removeprefix(f"{SOURCE}_") for name in GKD_SHIFTS if name != SOURCE]  # keys of shifts.yaml
 
 
 @dataclass(frozen=True)
@@ -55,7 +86,7 @@ def seed_runs(seed: int) -> SeedRuns:
     """Return the trainings of a seed; the autoencoder is that of the first one."""
     names = [name for name in STAGE_OVERLAYS if name != "autoencoder" or seed == SEEDS[0]]
     stages = {name: _run(f"gkd_{name}", (f"{name}.yaml",), seed) for name in names}
-    paths = {f"{name}_path": _weights(name, seed) for name in STAGE_OVERLAYS}
+    paths = _stage_paths(seed)
     for name, run in stages.items():
         needed = paths if name == "alignment" else {}
         stages[name] = replace(run, overrides={**run.overrides, **needed})
@@ -66,6 +97,10 @@ def seed_runs(seed: int) -> SeedRuns:
 
 def _run(name: str, overlays: Iterable[str], seed: int) -> Run:
     return Run(BUNDLE, f"{name}-seed{seed}", ["train.yaml", *overlays], seed, RESULTS / SOURCE, dict(SETTINGS))
+
+
+def _stage_paths(seed: int) -> dict[str, str]:
+    return {f"{name}_path": _weights(name, seed) for name in STAGE_OVERLAYS}
 
 
 def _weights(stage: str, seed: int) -> str:
@@ -118,6 +153,46 @@ def score(threads: int, seeds: Iterable[int] = SEEDS) -> None:
     for seed in seeds:
         for run in scored_runs(seed):
             run.score(threads)
+    draw()
+
+
+def draw() -> None:
+    """Draw every seed on every camera, from the records alone."""
+    records = [record for record in load_records(RESULTS) if record["protocol"]["section"] in ("test", "all")]
+    save_figure(domains_figure(records, BUNDLE.name, GKD_CAMERAS, GKD_CONTROLS), RESULTS / "domains.png")
+
+
+def search(workers: int, threads: int) -> None:
+    """Train the settings to choose from, after the first seed's arms, and score all on validation and its shifts."""
+    seed = SEEDS[0]
+    runs = seed_runs(seed)
+    further = []
+    for name, (overlays, settings) in SEARCH.items():
+        run = _run(name, overlays, seed)
+        paths = {} if "teacher.yaml" in overlays else _stage_paths(seed)
+        further.append(replace(run, overrides={**run.overrides, **paths, **settings, "method": name}))
+    teachers = [run for run in further if "teacher.yaml" in run.configs]
+    train_side_by_side(teachers, workers, threads)  # first: others start from them
+    train_side_by_side([run for run in further if run not in teachers], workers, threads)
+    known = [runs.stages["teacher"], runs.stages["scratch"], *(r for r in runs.arms if _name(r) in ON_ALL_SEEDS)]
+    for run in (*known, *further):
+        for shifted in _shifted(run):
+            shifted.score(threads)
+
+
+def _name(run: Run) -> str:
+    return run.name.rpartition("-")[0]
+
+
+def _shifted(run: Run) -> list[Run]:
+    """Return the run as it is scored on the source's validation photographs, as they are and shifted."""
+    plain = replace(run, results=RESULTS / "shifts" / "none", overrides={**run.overrides, "section": "validation"})
+    found = [plain]
+    for shift in SHIFTS:
+        overrides = {**plain.overrides, "protocol": f"{SOURCE}_{shift}", "shift_name": shift}
+        configs = [*run.configs, "shifts.yaml"]
+        found.append(replace(plain, configs=configs, results=RESULTS / "shifts" / shift, overrides=overrides))
+    return found
 
 
 def _on_targets(run: Run) -> list[Run]:

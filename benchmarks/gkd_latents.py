@@ -35,7 +35,7 @@ from torch import Tensor
 
 from monai_kd.data import target_dirs
 from monai_kd.handlers.provenance import environment, file_sha256
-from monai_kd.metrics import frechet_semantic_distance
+from monai_kd.metrics import bottleneck_reliance, frechet_semantic_distance
 from monai_kd.teachers import load_weights
 from monai_kd.transforms import PhotometricViewsd, ResizeFieldOfViewd
 from monai_kd.visualize import anchor_cosines, latents_figure, sample_cosine, save_figure, view_silhouette
@@ -283,7 +283,9 @@ def record_and_figure(config: ConfigParser, files: Mapping[str, Path], limit: in
     for name, aligned in networks.items():
         latents = latents_of(aligned, views)
         targets = {target: latents_of(aligned, cut.patches[:, None]) for target, cut in others}
-        panels[name], found[name] = by_view(latents, names), measure(latents, targets, names, seed)
+        panels[name] = by_view(latents, names)
+        reliance = bottleneck_reliance(aligned.network, first.patches)
+        found[name] = {"reliance": reliance, **measure(latents, targets, names, seed)}
     record = {
         **environment("cpu", REPOSITORY),
         "seed": seed,

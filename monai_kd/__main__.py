@@ -183,8 +183,8 @@ def predict(bundle: str, images: str, out: str, engine: str = "pytorch", model: 
 
     Args:
         bundle: the bundle's folder.
-        images: a NIfTI file, or a folder of them (its imagesTs if it has one).
-        out: folder for <image>_seg.nii.gz, in each image's own grid.
+        images: an image, or a folder of them (its imagesTs if it has one): NIfTI, or photographs for bundles of those.
+        out: folder for <image>_seg.nii.gz or <image>_seg.png, in each image's own grid.
         engine: pytorch, torchscript, torch-export, onnx or openvino.
         model: the model file; empty is the bundle's model.pt, or what `export` wrote for the engine.
     """

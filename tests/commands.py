@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["IN_PREPARATION", "TINY", "TINY_UNET3D", "bundle_run", "monai_bundle"]
-
-# bundles that lie in bundles/_NAME, since they have no weights yet: no suite over all bundles runs over them
-IN_PREPARATION = ("gkd",)
+__all__ = ["TINY", "TINY_UNET3D", "bundle_run", "monai_bundle"]
 
 # the overrides that make a bundle's own network tiny, or its images
 TINY: dict[str, dict[str, Any]] = {

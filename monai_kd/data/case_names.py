@@ -39,6 +39,6 @@ def case_id(path: str | os.PathLike[str] | Sequence[str]) -> str:
     if match and match[1] == folder and match[2].casefold() in _ROLES:
         return folder
     for ending in (".nii.gz", ".nii"):
-        if name.endswith(ending):
+        if name.lower().endswith(ending):
             return name[: -len(ending)]
     return os.path.splitext(name)[0]

@@ -40,9 +40,13 @@ def as_grey(image: Any) -> Any:
 
     For ``LoadImaged(keys=["label", "fov"], reader="PILReader", converter=as_grey)``. Without it a mask with a palette
     is read as numbers of colors, which may be the wrong way round: in the field-of-view masks of CHASE_DB1 white is 0.
-    More than 8 bits stay as they are.
+    A mask whose highest level is 1 holds class numbers, as MONAI Label writes them: 1 becomes 255. More than 8 bits
+    stay as they are.
     """
-    return image.convert("L") if image.mode in _EIGHT_BIT else image
+    if image.mode not in _EIGHT_BIT:
+        return image
+    grey = image.convert("L")
+    return grey.point([0] + 255 * [255]) if grey.getextrema()[1] == 1 else grey
 
 
 def _as_stored(image: Any) -> Any:

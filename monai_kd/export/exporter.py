@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,20 @@ from torch import Tensor, nn
 
 from monai_kd.data import CaseSplit, case_id
 from monai_kd.export.parity import Limits, Parity, measure_parity
-from monai_kd.export.pipeline import Sample, bundle_metadata, find_images, quiet, record_windows, window_size
+from monai_kd.export.pipeline import (
+    Sample,
+    bundle_metadata,
+    find_images,
+    image_endings,
+    quiet,
+    record_windows,
+    window_size,
+)
 from monai_kd.export.record import RECORD, read_record
 from monai_kd.export.runtimes import load_runtime
 from monai_kd.export.writers import FORMATS, Job
 from monai_kd.handlers.provenance import file_sha256, write_json
+from monai_kd.networks.blocks import ENetUp
 from monai_kd.teachers import load_teacher
 
 __all__ = ["LIMITS", "RECORD", "ExportResult", "export_bundle", "exported_dir"]
@@ -34,6 +43,7 @@ LIMITS: dict[str, Limits] = {
     "openvino-int8": Limits(max_logit_difference=None, min_dice=0.95),  # weights and activations of 8 bits
     "tensorrt": Limits(max_logit_difference=0.1, min_dice=0.99),  # TF32 matrix units
 }
+_CHOOSING = {"max_outliers": 0.1, "min_dice": 0.999}  # for networks that put values back to where maxima were
 _MOST_PARITY_WINDOWS = 64
 _logger = logging.getLogger("monai_kd")
 
@@ -94,13 +104,16 @@ def export_bundle(
         bundle: the bundle's folder.
         formats: names in :data:`FORMATS`; one given twice is exported once.
         out_dir: folder for the files; None is ``BUNDLE/models/exported``.
-        images: NIfTI file or folder. Of the ``imagesTr`` of an MSD folder only the training cases of the bundle's own
-            split are used, so that no test case calibrates anything.
+        images: file or folder, NIfTI or photographs as the bundle takes them. Of the ``imagesTr`` of an MSD folder, and
+            of ``images`` beside labels where the bundle lists cases in its own way, only the training cases of the
+            bundle's own split are used, so that no test case calibrates anything.
         ckpt: weights; None is ``BUNDLE/models/model.pt``.
         parity_images: so many images check an export, at most 64.
         calibration_images: so many others calibrate INT8; with a single image, that one does both, and the record
             says so.
-        limits: per format what it may differ by, in place of :data:`LIMITS`.
+        limits: per format what it may differ by, in place of :data:`LIMITS`; there,
+            :class:`~monai_kd.networks.nets.ENet` may differ by more in a tenth of the voxels, but for INT8, with a Dice
+            of 0.999 between the labels.
 
     Raises:
         FileNotFoundError: bundle, weights or images missing.
@@ -126,8 +139,16 @@ def export_bundle(
         if "openvino-int8" in wanted:
             windows = record_windows(root, network, chosen.calibration, most=10 * calibration_images)
             job.calibration = [window for window, _ in windows]
-        allowed = {**LIMITS, **(limits or {})}
+        allowed = {**_limits_of(network), **(limits or {})}
         return [_export_one(name, job, samples, chosen, target, allowed[name]) for name in wanted]
+
+
+def _limits_of(network: nn.Module) -> dict[str, Limits]:
+    """Return what each format may differ by, for this network."""
+    if not any(isinstance(module, ENetUp) for module in network.modules()):
+        return LIMITS
+    known = {name for name, limits in LIMITS.items() if limits.max_logit_difference is not None}
+    return {name: replace(limits, **_CHOOSING) if name in known else limits for name, limits in LIMITS.items()}
 
 
 def _check_request(root: Path, formats: Sequence[str], images: str | Path | None, counts: Sequence[int]) -> list[str]:
@@ -150,17 +171,18 @@ def _check_request(root: Path, formats: Sequence[str], images: str | Path | None
 def _choose(root: Path, images: str | Path | None, parity: int, calibration: int) -> _Images:
     if images is None:
         return _Images([], [])
-    found = _without_test_cases(root, find_images(images))
+    found = _without_test_cases(root, find_images(images, image_endings(root)))
     count = min(parity, _MOST_PARITY_WINDOWS, max(1, len(found) // 2))  # so that each gives a window
     return _Images(found[:count], found[count : count + calibration] or found)
 
 
 def _without_test_cases(root: Path, found: list[Path]) -> list[Path]:
-    """Keep the training cases of the bundle's split, where the images are the imagesTr of an MSD folder."""
+    """Keep the training cases of the bundle's split, where the images are those of a folder that can be split."""
     folder = found[0].parent
     train = root / "configs" / "train.yaml"
     config = ConfigParser.load_config_file(str(train)) if train.is_file() else {}
-    if folder.name != "imagesTr" or not {"split", "split_file", "split_seed"} <= config.keys():
+    own_layout = folder.name == "images" and "list_cases" in config
+    if not (own_layout or folder.name == "imagesTr") or not {"split", "split_file", "split_seed"} <= config.keys():
         return found
     with quiet():
         flow = ConfigWorkflow(
@@ -173,11 +195,18 @@ def _without_test_cases(root: Path, found: list[Path]) -> list[Path]:
                 "dataset_dir": "@dataset_dir",
                 "split_file": "@split_file",
                 "seed": "@split_seed",
+                **({"list_cases": "@list_cases"} if own_layout else {}),
             },
         )
         flow.initialize()
     split: CaseSplit = flow.parser.get_parsed_content("split")
-    ids = set(split.ids["train"])
+    try:
+        ids = set(split.ids["train"])
+    except FileNotFoundError as error:
+        if not own_layout:
+            raise
+        _logger.warning("'%s' has no labels beside it and is taken whole, test cases too: %s", folder, error)
+        return found
     kept = [path for path in found if case_id(path) in ids]
     if not kept:
         raise ValueError(f"'{folder}' holds no training case of the bundle's split ({split.split_file or 'drawn'})")
@@ -214,12 +243,13 @@ def _export_one(
 
 def _check(name: str, job: Job, draft: Path, samples: list[Sample], limits: Limits) -> Parity:
     runtime = load_runtime(draft, device=FORMATS[name].device)
-    parity = measure_parity(runtime, samples)
+    parity = measure_parity(runtime, samples, limits.max_logit_difference)
     objection = limits.objection(parity)
     if objection is None and FORMATS[name].any_size:
         other = _with_logits(job.network, job.example(1, grow=1))
         # noise says nothing about labels, and far from images 8 bits say little about logits
-        objection = Limits(limits.max_logit_difference, min_dice=0.0).objection(measure_parity(runtime, [other]))
+        rest = replace(limits, min_dice=0.0)
+        objection = rest.objection(measure_parity(runtime, [other], limits.max_logit_difference))
     if objection:
         raise RuntimeError(f"the {name} export of '{job.root.name}' {objection}; it was not kept")
     return parity

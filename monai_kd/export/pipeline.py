@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,26 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor, nn
 
+from monai_kd.data import case_id
+from monai_kd.data.raster import RASTER_ENDINGS
 from monai_kd.export.torchscript import axis_length
 from monai_kd.inferers.slice_stacks import as_slice_stack
 
-__all__ = ["Sample", "bundle_metadata", "find_images", "inference_config", "inference_flow", "quiet", "record_windows"]
+__all__ = [
+    "Sample",
+    "bundle_metadata",
+    "find_images",
+    "image_endings",
+    "inference_config",
+    "inference_flow",
+    "quiet",
+    "record_windows",
+    "takes_photographs",
+]
 
 # a window as the network sees it, and the logits that PyTorch gives for it
 Sample = tuple[Tensor, Tensor]
-_ENDINGS = (".nii.gz", ".nii")
+_NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 
 class _Windows(nn.Module):
@@ -98,29 +110,45 @@ def inference_flow(bundle: str | Path, **overrides: Any) -> ConfigWorkflow:
     return flow
 
 
-def find_images(path: str | Path) -> list[Path]:
-    """List the NIfTI images of a folder (of its imagesTs, if it has one), or the one that a path names.
+def takes_photographs(metadata: Mapping[str, Any]) -> bool:
+    """Tell whether the images of a bundle are photographs, such as PNG, by its metadata."""
+    return f".{metadata.get('data_type', '')}".lower() in RASTER_ENDINGS
+
+
+def image_endings(bundle: str | Path) -> tuple[str, ...]:
+    """Return how the names of a bundle's images end: those of photographs if its metadata's ``data_type`` is one."""
+    return RASTER_ENDINGS if takes_photographs(bundle_metadata(bundle)) else _NIFTI_ENDINGS
+
+
+def find_images(path: str | Path, endings: tuple[str, ...] = _NIFTI_ENDINGS) -> list[Path]:
+    """List the images of a folder (of its imagesTs, if it has one), or the one that a path names.
+
+    Args:
+        path: a folder or a file.
+        endings: what counts as an image, see :func:`image_endings`.
 
     Raises:
         FileNotFoundError: the path does not exist, or holds no image.
-        ValueError: a file that is no NIfTI, or ``a.nii`` beside ``a.nii.gz``.
+        ValueError: a file of another ending, or two that differ in their endings alone, ``a.nii`` and ``a.nii.gz``.
     """
-    given = Path(path)
+    given, known = Path(path), f"{', '.join(endings[:-1])} or {endings[-1]}"
+    kind = "NIfTI image" if endings == _NIFTI_ENDINGS else "photograph"
     if given.is_file():
-        if not given.name.endswith(_ENDINGS):
-            raise ValueError(f"'{given}' is no NIfTI image: its name must end in {' or '.join(_ENDINGS)}")
+        if not given.name.lower().endswith(endings):
+            raise ValueError(f"'{given}' is no {kind}: its name must end in {known}")
         return [given.resolve()]
     if not given.is_dir():
-        raise FileNotFoundError(f"images '{given}' do not exist; give a NIfTI file or a folder of them")
+        raise FileNotFoundError(f"images '{given}' do not exist; give a {kind} or a folder of them")
     folder = given / "imagesTs" if (given / "imagesTs").is_dir() else given
-    found = sorted(item for item in folder.resolve().iterdir() if item.name.endswith(_ENDINGS) and item.name[0] != ".")
+    items = (item for item in folder.resolve().iterdir() if item.is_file() and item.name[0] != ".")
+    found = sorted(item for item in items if item.name.lower().endswith(endings))
     if not found:
-        raise FileNotFoundError(f"'{folder}' holds no .nii or .nii.gz image")
-    names = [item.name.split(".nii")[0] for item in found]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"two images in '{folder}' would write one output: {doubled[0]}.nii beside {doubled[0]}.nii.gz"
-        )
+        raise FileNotFoundError(f"'{folder}' holds no {known} image")
+    by_case: dict[str, list[str]] = {}
+    for item in found:
+        by_case.setdefault(case_id(item), []).append(item.name)
+    if doubled := next((names for names in by_case.values() if len(names) > 1), None):
+        raise ValueError(f"two images in '{folder}' would write one output: {doubled[0]} beside {doubled[1]}")
     return found
 
 

@@ -7,8 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from monai_kd.data.raster import is_raster
+from monai_kd.data.volumes import volume_facts
 from monai_kd.export.exporter import exported_dir
-from monai_kd.export.pipeline import find_images, inference_flow, quiet
+from monai_kd.export.pipeline import find_images, image_endings, inference_flow, quiet
 from monai_kd.export.record import recorded_export
 from monai_kd.export.runtimes import load_runtime
 from monai_kd.handlers.first_cause import first_cause
@@ -42,8 +44,9 @@ def predict_images(
 
     Args:
         bundle: the bundle's folder.
-        images: a NIfTI file, or a folder of them (its imagesTs if it has one).
-        out: folder for ``<image>_seg.nii.gz``, in each image's own grid.
+        images: an image, or a folder of them (its imagesTs if it has one): NIfTI, or photographs where the bundle's
+            metadata have a ``data_type`` such as ``png``.
+        out: folder for ``<image>_seg.nii.gz``, or ``<image>_seg.png``, in each image's own grid.
         engine: a name in :data:`ENGINES`.
         model: the model file; None is the bundle's model.pt, or what ``export`` wrote for the engine.
         threads: CPU threads of ONNX Runtime and OpenVINO; None leaves it to them.
@@ -59,7 +62,7 @@ def predict_images(
     """
     root, target = Path(bundle).resolve(), Path(out)
     file = _model_file(root, engine, model)
-    found = find_images(images)
+    found = find_images(images, image_endings(root))
     if target.resolve() == found[0].parent:
         raise ValueError(f"'{target}' holds the images; give another folder for the results")
     overrides: dict[str, Any] = {}
@@ -90,6 +93,8 @@ def predict_images(
 
 def _predict_one(root: Path, image: Path, target: Path, overrides: dict[str, Any]) -> list[Path]:
     """Run the bundle on one image into a temporary folder, then move what it wrote."""
+    if is_raster(image) and (error := volume_facts(image, is_label=False).error):
+        raise OSError(f"it cannot be read, it is damaged or truncated: {error}")  # MONAI would name missing readers
     with tempfile.TemporaryDirectory(prefix=".predict-", dir=target) as work, quiet():
         flow = inference_flow(root, dataset_dir=str(image.parent), output_dir=work, **overrides)
         item = [{"image": str(image)}]

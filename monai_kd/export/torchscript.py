@@ -8,6 +8,7 @@ from typing import Any
 from monai.bundle.scripts import _get_fake_spatial_shape
 from torch import nn
 
+from monai_kd.networks.halves import EncoderDecoder
 from monai_kd.networks.nets import ChannelAttentionResUNet, SliceStack
 
 __all__ = ["axis_length", "tracing"]
@@ -22,10 +23,10 @@ def axis_length(expression: int | str, n: int) -> int:
 def tracing(network: nn.Module, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return what MONAI's ``ckpt_export`` needs besides: nothing for a script.
 
-    A stack of slices counts them in Python, and the channel-attention U-Net answers by a list in training, which a
-    script cannot; their traces hold for any number and size.
+    A stack of slices counts them in Python, the channel-attention U-Net answers by a list in training, and networks in
+    two halves check the sizes that they get, which a script cannot; their traces hold for any number and size.
     """
-    if not isinstance(network, (SliceStack, ChannelAttentionResUNet)):
+    if not isinstance(network, (SliceStack, ChannelAttentionResUNet, EncoderDecoder)):
         return {}
     image = metadata["network_data_format"]["inputs"]["image"]
     size = [axis_length(length, 3) for length in image["spatial_shape"]]

@@ -186,8 +186,20 @@ class BundleFolder:
     def model_folders(self) -> list[Path]:
         """The folders below ``models/`` that hold a network of their own, such as the default teacher.
 
-        Weights with a training record and no ``configs`` are of a network that the bundle's configuration builds.
+        See :meth:`recorded_folders` for those that do not.
         """
-        folders = [path for path in (self.root / "models").glob("*") if path.is_dir() and self._belongs(path)]
-        built = [path for path in folders if (path / "model.json").is_file() and not (path / "configs").is_dir()]
-        return sorted(path for path in folders if path not in built and any(path.rglob("*")))
+        known = self.recorded_folders()
+        return [path for path in self._below_models() if path not in known and any(path.rglob("*"))]
+
+    def recorded_folders(self) -> list[Path]:
+        """The folders below ``models/`` of weights with a record each, whose networks the configuration builds."""
+        return [path for path in self._below_models() if _all_recorded(path) and not (path / "configs").is_dir()]
+
+    def _below_models(self) -> list[Path]:
+        return sorted(path for path in (self.root / "models").glob("*") if path.is_dir() and self._belongs(path))
+
+
+def _all_recorded(folder: Path) -> bool:
+    """Tell whether a folder holds weights, each with its record beside it."""
+    weights = list(folder.glob("*.pt"))
+    return bool(weights) and all(path.with_suffix(".json").is_file() for path in weights)

@@ -77,6 +77,9 @@ def record_problems(bundle: BundleFolder) -> list[str]:
     for folder in bundle.model_folders():
         metadata, weights = folder / "configs" / "metadata.json", folder / "models" / "model.pt"
         problems += _named(bundle, metadata, weights, lambda content: content.get("provenance", {}).get("network", {}))
+    for folder in bundle.recorded_folders():
+        for weights in sorted(folder.glob("*.pt")):
+            problems += _named(bundle, weights.with_suffix(".json"), weights, lambda content: content["network"])
     return problems
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import optional_import
 
+from monai_kd.export.pipeline import takes_photographs
 from monai_kd.handlers.first_cause import first_cause
 from monai_kd.hub.bundle_folder import BundleFolder, NotReadable
 
@@ -52,9 +54,16 @@ def several_processes(config: dict[str, Any]) -> bool:
 
 
 def write_cases(
-    folder: Path, metadata: dict[str, Any], count: int = 2, spacing_mm: Sequence[float] = (), least: Sequence[int] = ()
+    folder: Path,
+    metadata: dict[str, Any],
+    count: int = 2,
+    spacing_mm: Sequence[float] = (),
+    least: Sequence[int] = (),
+    photographs: bool | None = None,
 ) -> list[dict[str, str]]:
-    """Write small made-up NIfTI images and labels with the channels, dimensions and classes that the metadata states.
+    """Write small made-up images and labels with the dimensions and classes that the metadata states, and its channels.
+
+    Photographs are in color, whatever the network sees of them.
 
     Args:
         folder: where to.
@@ -62,6 +71,8 @@ def write_cases(
         count: of cases.
         spacing_mm: of the images, per axis; 1 mm where it says nothing or nothing above 0.
         least: voxels that they have at least, per axis.
+        photographs: whether they are PNG files and no NIfTI ones; None asks the metadata's ``data_type``. What is no
+            photograph in a bundle of photographs is a volume of its slices.
 
     Raises:
         NotReadable: the metadata does not state them.
@@ -73,13 +84,18 @@ def write_cases(
     except (KeyError, TypeError, ValueError) as error:
         raise NotReadable(f"configs/metadata.json does not describe image and pred: {reason(error)}") from error
     generator = np.random.default_rng(0)
+    stated = takes_photographs(metadata)
+    photographs = stated if photographs is None else photographs
+    dimensions = 3 if stated and not photographs else dimensions
     sides = [*least, *[_SIDE] * dimensions][:dimensions]
     shape = tuple(max(_SIDE, side) for side in sides)
     mm = [size if size > 0 else 1.0 for size in [*spacing_mm, *[1.0] * 3][:3]]
     affine = np.diag([*mm, 1.0])
+    label = np.minimum(np.indices(shape)[0] * classes // shape[0], classes - 1).astype(np.uint8)
+    if photographs:
+        return [_write_photograph(folder / f"made_up_{number}", label, classes, generator) for number in range(count)]
     cases = []
     for number in range(count):
-        label = np.minimum(np.indices(shape)[0] * classes // shape[0], classes - 1).astype(np.uint8)
         stored = [*shape, channels] if channels > 1 else [*shape]
         volume = generator.normal(100, 10, stored).astype(np.float32)
         case = {key: str(folder / f"made_up_{number}_{key}.nii.gz") for key in ("image", "label")}
@@ -87,6 +103,16 @@ def write_cases(
         nib.save(nib.Nifti1Image(label, affine), case["label"])
         cases.append(case)
     return cases
+
+
+def _write_photograph(stem: Path, label: Any, classes: int, generator: np.random.Generator) -> dict[str, str]:
+    """Write a photograph in color and its mask: 0 and 255, or class numbers where there are more than two."""
+    pil_image, _ = optional_import("PIL.Image")
+    case = {key: f"{stem}_{key}.png" for key in ("image", "label")}
+    levels = generator.normal(100, 10, [*label.shape, 3]).clip(0, 255).astype(np.uint8)
+    pil_image.fromarray(levels).save(case["image"])
+    pil_image.fromarray(label * 255 if classes == 2 else label).save(case["label"])
+    return case
 
 
 @contextlib.contextmanager
@@ -106,7 +132,10 @@ def opened_workflow(
     parser = ConfigParser(bundle.merged(names))
     with tempfile.TemporaryDirectory() as temporary:
         own = [_numbers(parser, key) for key in ("spacing_mm", "patch_size")]
-        cases = write_cases(Path(temporary), bundle.metadata, spacing_mm=own[0], least=[int(side) for side in own[1]])
+        least, photographs = [int(side) for side in own[1]], None
+        if takes_photographs(bundle.metadata):  # but for configurations that read volumes
+            photographs = not any(reader in str(parser.get()) for reader in ("NibabelReader", "ITKReader"))
+        cases = write_cases(Path(temporary), bundle.metadata, 2, own[0], least, photographs)
         wanted: dict[str, Any] = {
             **{key: f"{temporary}/{key}" for key in ("run_dir", "ckpt_dir", "output_dir")},
             **{f"{section}dataset::data": cases for section in ("train::", "validate::", "")},

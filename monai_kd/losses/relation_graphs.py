@@ -26,14 +26,15 @@ class RelationGraph(nn.Module, ABC):
             the softmax of each node's edges, teacher to student, mean over the nodes.
         tau: temperature of that softmax, > 0; ``mse`` has none.
         scope: ``views`` has a graph for each sample; ``batch`` one for all, so that other samples are nodes too.
+        center: whether the mean of all latents of the batch is subtracted before, on each side by itself.
     """
 
-    def __init__(self, form: str = "mse", tau: float = 0.1, scope: str = "views") -> None:
+    def __init__(self, form: str = "mse", tau: float = 0.1, scope: str = "views", center: bool = False) -> None:
         super().__init__()
         for name, value, known in (("form", form, FORMS), ("scope", scope, SCOPES)):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; known: {', '.join(known)}")
-        self.form, self.scope = form, scope
+        self.form, self.scope, self.center = form, scope, center
         self.tau = check_number("tau", tau, above=0)
         self._warned = False
 
@@ -45,7 +46,7 @@ class RelationGraph(nn.Module, ABC):
         self._check(student, teacher)
         with full_precision(student, teacher) as (student, teacher):
             own, target = self.edges(*self._nodes(student)), self.edges(*self._nodes(teacher))
-            self._warn_of_nothing(own.shape[2])
+            self._warn_of_nothing(0 if self.center and student.shape[0] * student.shape[1] < 3 else own.shape[2])
             if not own.numel():
                 return own.sum()  # 0, with a gradient
             if self.form == "mse":
@@ -55,11 +56,13 @@ class RelationGraph(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         tau = f", tau={self.tau:g}" if self.form == "contrastive" else ""
-        return f"form={self.form!r}{tau}, scope={self.scope!r}"
+        return f"form={self.form!r}{tau}, scope={self.scope!r}" + (", center=True" if self.center else "")
 
     def _nodes(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return anchors and views as unit vectors, ``(graphs, nodes, F)``; zero vectors stay zero."""
         vectors = latents.flatten(2)
+        if self.center:
+            vectors = vectors - vectors.mean(dim=(0, 1))
         units = unit_vectors(vectors.flatten(0, 1).unsqueeze(2)).view_as(vectors)
         anchors, views = units[:, :1], units[:, 1:]
         if self.scope == "views":
@@ -99,6 +102,10 @@ class StarGraph(RelationGraph):
         tau: temperature of that softmax, > 0, no unit.
         scope: ``views``: a star for each sample. ``batch``: each anchor with the views of all samples, so that the
             contrastive form has other samples as negatives.
+        center: subtract the mean over all samples and views first, on each side by itself. Latents that have a large
+            part in common, as those of one task do, have cosines of almost 1 without, and the loss is almost 0. Each
+            process takes its own batch's mean. One sample with one view says nothing then (warned once), and the
+            factor above must be one for all vectors.
 
     Shape:
         student, teacher: latents ``(B, V, ...)``, the first of the V >= 2 views is the anchor; further axes are
@@ -111,7 +118,7 @@ class StarGraph(RelationGraph):
         ValueError: an unknown setting, other batches or numbers of views, or a single view.
 
     Source: Qi et al. 2024, doi:10.1109/jbhi.2024.3385098, abstract and figure. Neither code nor formula was released:
-    cosines, the squared difference and the temperature are this project's reading.
+    cosines, the squared difference, the temperature and the mean's removal are this project's reading.
     """
 
     def edges(self, anchors: Tensor, views: Tensor) -> Tensor:
@@ -129,6 +136,7 @@ class CompleteGraph(RelationGraph):
             view, mean over the views, which needs at least three views (warned once).
         tau: temperature of that softmax, > 0, no unit.
         scope: ``views``: a graph for each sample. ``batch``: one of the views of all samples.
+        center: see :class:`StarGraph`.
 
     Shape, Returns, Raises, Source: see :class:`StarGraph`.
     """

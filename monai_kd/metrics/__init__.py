@@ -10,11 +10,13 @@ from monai_kd.metrics.pixels import (
     score_pixels,
     summarize_pixels,
 )
+from monai_kd.metrics.reliance import bottleneck_reliance
 from monai_kd.metrics.semantic_distance import frechet_semantic_distance
 
 __all__ = [
     "PixelCounts",
     "area_under_curve",
+    "bottleneck_reliance",
     "center_line_dice",
     "confusion_matrix",
     "frechet_semantic_distance",

@@ -8,7 +8,8 @@ No number in a README or a model card is typed: a document names the protocol it
 and :func:`write_tables` fills in what the records say. Filters follow the name: ``methods=teacher,baseline``,
 ``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters:
 ``depth_learning``, ``depth_memory``, ``depth_shift``, ``distill_dsm``, ``distillers``, ``exports``, ``gkd``,
-``gkd_latents``, ``loss_costs``, ``mtcm_kd``, ``mtcm_step``, ``noisy_labels``, ``pulls``.
+``gkd_exports``, ``gkd_latents``, ``gkd_shifts``, ``gkd_step``, ``loss_costs``, ``mtcm_kd``, ``mtcm_step``,
+``noisy_labels``, ``pulls``.
 """
 
 from __future__ import annotations
@@ -34,13 +35,20 @@ from monai_kd.visualize.records import load_records
 from monai_kd.visualize.statistics import Record
 from monai_kd.visualize.tables import results_table
 
-__all__ = ["write_tables"]
+__all__ = ["GKD_CAMERAS", "GKD_CONTROLS", "GKD_SHIFTS", "write_tables"]
 
 _OPEN = re.compile(r"<!-- >>> results: (?P<protocol>\S+)(?P<filters>(?: \S+=\S+)*) -->")
 _OPEN_START = "<!-- >>> results:"
 _CLOSE = "<!-- <<< results -->"
 _FILTERS = ("bundles", "methods", "sections")
-_CAMERAS = {"retina": "CHASE_DB1 (source)", "retina_stare": "STARE", "retina_drive": "DRIVE"}
+# of the protocols of the bundle gkd: titles of its cameras, the source first
+GKD_CAMERAS = {"retina": "CHASE_DB1 (source)", "retina_stare": "STARE", "retina_drive": "DRIVE"}
+GKD_CONTROLS = ("baseline", "augmentation")
+# the source's validation photographs as they are, and shifted by gkd's shifts.yaml
+GKD_SHIFTS = {
+    "retina": "as they are",
+    **{f"retina_{name}": name.replace("_", " ") for name in ("low_resolution", "ringing", "dark", "grain", "tone")},
+}
 # tables that are no protocol's: each from the folder of the records and the records
 _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "depth_learning": lambda folder, _records: depth_learning_table(folder / "depth_learning.json"),
@@ -49,8 +57,12 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "distill_dsm": lambda _folder, records: networks_table(records, "distill-dsm", ("baseline", "plain_dsm", "unet3d")),
     "exports": lambda folder, _records: exports_table(folder / "exports.json"),
     "distillers": lambda folder, records: distillers_table(records, folder / "zoo" / "steps.json"),
-    "gkd": lambda _folder, records: domains_table(records, "gkd", _CAMERAS, ("baseline", "augmentation")),
+    "gkd": lambda _folder, records: domains_table(_sections(records, "test", "all"), "gkd", GKD_CAMERAS, GKD_CONTROLS),
+    "gkd_exports": lambda folder, _records: exports_table(folder / "gkd" / "exports.json"),
     "gkd_latents": lambda folder, _records: latents_table(folder / "gkd" / "latents.json"),
+    "gkd_shifts": lambda _folder, records: domains_table(
+        _sections(records, "validation"), "gkd", GKD_SHIFTS, GKD_CONTROLS, shifts=True
+    ),
     "gkd_step": lambda folder, _records: gkd_step_table(folder / "gkd_step.json"),
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),
     "mtcm_kd": lambda _folder, records: networks_table(records, "mtcm-kd", ("baseline", "early_fusion")),
@@ -58,6 +70,10 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "noisy_labels": lambda folder, _records: noisy_labels_table(folder / "zoo" / "noisy_labels.json"),
     "pulls": lambda folder, _records: pulls_table(folder / "zoo" / "pulls.json"),
 }
+
+
+def _sections(records: Iterable[Record], *names: str) -> list[Record]:
+    return [record for record in records if record["protocol"]["section"] in names]
 
 
 def write_tables(results_dir: str | Path, files: Iterable[str | Path], check: bool = False) -> list[Path]:

@@ -21,7 +21,12 @@ _POOLED = {"dice": "pooled Dice", "auc": "pooled AUC"}
 
 
 def domains_table(
-    records: Iterable[Record], bundle: str, domains: Mapping[str, str], controls: Sequence[str] = ("baseline",)
+    records: Iterable[Record],
+    bundle: str,
+    domains: Mapping[str, str],
+    controls: Sequence[str] = ("baseline",),
+    *,
+    shifts: bool = False,
 ) -> str:
     """Return Markdown that compares methods on the domain that they were trained on and on others.
 
@@ -41,6 +46,8 @@ def domains_table(
         bundle: name of the bundle.
         domains: the title of each protocol by its name, the source first, then at least one target.
         controls: the methods that the others are compared with, in this order.
+        shifts: the domains are the same images, as they are and changed: the tables of pixel scores are left out, and
+            methods are compared by the mean over the changes of each image.
 
     Raises:
         ValueError: no target, or a record without pixel scores or with other than one class.
@@ -51,11 +58,11 @@ def domains_table(
         return NO_RESULTS
     references = [row for control in controls for row in rows if row.arm.method == control]
     refused = _Refused()
-    parts = [_table_markdown(_main_table(rows, domains, references, refused))]
+    parts = [_table_markdown(_main_table(rows, domains, references, refused, shifts))]
     for protocol, title in domains.items():
-        if any(protocol in row.scored for row in rows):
+        if not shifts and any(protocol in row.scored for row in rows):
             parts += [f"**{_escape(title)}**", _table_markdown(_scores_table(rows, protocol))]
-    notes = [*_notes(rows, domains, references), *_left_out(known, rows, domains), *refused.notes()]
+    notes = [*_notes(rows, domains, references, shifts), *_left_out(known, rows, domains), *refused.notes()]
     return "\n\n".join([*parts, "\n".join(f"- {_escape(note)}" for note in notes)])
 
 
@@ -63,18 +70,28 @@ def domains_table(
 
 
 def _main_table(
-    rows: Sequence[DomainRow], domains: Mapping[str, str], references: Sequence[DomainRow], refused: _Refused
+    rows: Sequence[DomainRow],
+    domains: Mapping[str, str],
+    references: Sequence[DomainRow],
+    refused: _Refused,
+    shifts: bool,
 ) -> Table:
     """The Dice of each domain and the comparisons; why some may not be made is added to ``refused``."""
     header = (
-        *("method", "parameters", "seeds", *(f"Dice {title}" for title in domains.values()), "Dice, mean of targets"),
-        *(cell for control in references for cell in (f"minus {control.label}, targets, paired", "verdict")),
+        *(
+            "method",
+            "parameters",
+            "seeds",
+            *(f"Dice {title}" for title in domains.values()),
+            f"Dice, mean of {_of(shifts)}",
+        ),
+        *(cell for control in references for cell in (f"minus {control.label}, {_of(shifts)}, paired", "verdict")),
     )
     cells = []
     for row in rows:
         compared: list[str] = []
         for control in references:
-            compared += _comparison(row, control, domains, refused)
+            compared += _comparison(row, control, domains, refused, shifts)
         dice = [*(row.dice(protocol) for protocol in domains), row.target_dice(targets_of(domains))]
         seeds = _either(len(arm.records) for arm in row.scored.values())
         cells.append((row.label, f"{row.arm.parameters:,}", seeds, *map(_mean_sd, dice), *compared))
@@ -120,18 +137,26 @@ class _Refused:
             yield f"{_comma(labels)} {'is' if len(labels) == 1 else 'are'} not compared with {control}: {text}."
 
 
-def _comparison(row: DomainRow, control: DomainRow, domains: Mapping[str, str], refused: _Refused) -> tuple[str, str]:
+def _of(shifts: bool) -> str:
+    return "shifts" if shifts else "targets"
+
+
+def _comparison(
+    row: DomainRow, control: DomainRow, domains: Mapping[str, str], refused: _Refused, shifts: bool
+) -> tuple[str, str]:
     if row is control:
         return NONE, "reference"
     try:
-        found = _difference_on_targets(control, row, domains)
+        found = _difference_on_targets(control, row, domains, shifts)
     except PairRefused as error:
         refused.add(row, control, error)
         return NONE, "refused"
     return _difference_text(found), "1 seed" if found.seed_noise is None else found.verdict
 
 
-def _difference_on_targets(control: DomainRow, row: DomainRow, domains: Mapping[str, str]) -> PairedDifference:
+def _difference_on_targets(
+    control: DomainRow, row: DomainRow, domains: Mapping[str, str], shifts: bool
+) -> PairedDifference:
     """Compare on the images of all targets together, after every target by itself allows it."""
     targets = targets_of(domains)
     for one in (control, row):
@@ -148,7 +173,8 @@ def _difference_on_targets(control: DomainRow, row: DomainRow, domains: Mapping[
             difference_on_seeds(control.scored[name], row.scored[name])
         except PairRefused as error:
             raise PairRefused(f"on {domains[name]}, {error}") from None
-    return difference_on_seeds(_all_targets(control, targets), _all_targets(row, targets))
+    together = _mean_of_shifts if shifts else _all_targets
+    return difference_on_seeds(together(control, targets), together(row, targets))
 
 
 def _other_weights(row: DomainRow, domains: Mapping[str, str]) -> str | None:
@@ -180,21 +206,54 @@ def _all_targets(row: DomainRow, targets: Sequence[str]) -> Arm:
     return replace(row.scored[targets[0]], records=tuple(merged))
 
 
+def _mean_of_shifts(row: DomainRow, shifts: Sequence[str]) -> Arm:
+    """The row with the mean Dice over its shifts of each image that has one under every shift."""
+    by_shift = {name: {record["seed"]: record for record in row.scored[name].records} for name in shifts}
+    merged = []
+    for seed, record in by_shift[shifts[0]].items():
+        if all(seed in found for found in by_shift.values()):
+            of_image: dict[str, list[dict[str, float | None]]] = {}
+            for found in by_shift.values():
+                for case in found[seed]["cases"]:
+                    of_image.setdefault(case["case"], []).append(case["dice"])
+            cases = [
+                {**case, "dice": {name: _mean_or_none([dice[name] for dice in of_image[case["case"]]])}}
+                for case in record["cases"]
+                for name in case["dice"]
+            ]
+            merged.append({**record, "cases": cases})
+    return replace(row.scored[shifts[0]], records=tuple(merged))
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
 # ---------------------------------------------------------------- notes
 
 
-def _notes(rows: Sequence[DomainRow], domains: Mapping[str, str], references: Sequence[DomainRow]) -> Iterator[str]:
+def _notes(
+    rows: Sequence[DomainRow], domains: Mapping[str, str], references: Sequence[DomainRow], shifts: bool
+) -> Iterator[str]:
     yield f"Images: {'; '.join(_images(rows, name, title) for name, title in domains.items())}."
-    yield from _training_notes(rows, domains)
+    yield from _epoch_notes(rows, domains) if shifts else _training_notes(rows, domains)
+    pooled, many = "" if shifts else ", or pooled", _of(shifts)
     yield (
-        "Scores are of the pixels inside the field of view: mean over images, or pooled, then mean ± SD over seeds (no "
-        "SD with one seed). Mean of targets: of each seed that was scored on all of them, every target counts alike."
+        f"Scores are of the pixels inside the field of view: mean over images{pooled}, then mean ± SD over seeds (no "
+        f"SD with one seed). Mean of {many}: of each seed that was scored on all of them, every {many[:-1]} counts "
+        "alike."
     )
     errors = [e for row in rows for r in row.records if (e := r["summary"]["pixels"]["pooled"].get("auc_error"))]
     if errors:
         yield f"Pooled AUC is computed from histograms, which puts it off by about {max(errors):.1e} at most."
     yield from _unscored_notes(rows, domains)
-    if references:
+    if references and shifts:
+        yield (
+            "Minus a control: on equal images and seeds, by the mean over all shifts of each image; in brackets the "
+            "95 % bootstrap interval over images. The epoch of each method was selected on these images, as they are."
+        )
+    elif references:
         yield (
             f"Minus a control: on equal images and seeds, all images of {' and '.join(list(domains.values())[1:])} "
             "together, every image counts alike; in brackets the 95 % bootstrap interval over these images. Gain or "
@@ -221,6 +280,11 @@ def _training_notes(rows: Sequence[DomainRow], domains: Mapping[str, str]) -> It
             if same
             else "."
         )
+    yield from _epoch_notes(rows, domains)
+
+
+def _epoch_notes(rows: Sequence[DomainRow], domains: Mapping[str, str]) -> Iterator[str]:
+    source = next(iter(domains))
     epochs: dict[str, list[str]] = {}
     for row in rows:
         counts = {record["training"].get("epochs") for record in row.records if record["training"]} - {None}

@@ -18,7 +18,7 @@ def exports_table(record: str | Path) -> str:
 
     Args:
         record: the JSON file: for each bundle and format size in bytes, parity with PyTorch, test Dice per class and
-            median milliseconds per case.
+            median milliseconds per case. What has no parity is another network, such as the teacher.
 
     Raises:
         ValueError: the file is no such record; names the file.
@@ -30,15 +30,18 @@ def _markdown(results: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(_TITLES) + " |", "|---|---|" + "---:|" * 6]
     for bundle, formats in results["bundles"].items():
         for name, entry in formats.items():
-            parity, dice = entry["parity"], entry["dice"].values()
-            cells = [bundle, f"`{name}`", f"{entry['size'] / 1e6:.2f}", f"{parity['max_logit_difference']:.1e}"]
-            cells += [f"{parity['dice']:.4f}", f"{sum(dice) / len(dice):.4f} ({entry['dice_difference']:+.4f})"]
+            parity, dice = entry.get("parity"), entry["dice"].values()
+            cells = [bundle, f"`{name}`" if parity else f"{name} in PyTorch", f"{entry['size'] / 1e6:.2f}"]
+            cells += [f"{parity['max_logit_difference']:.1e}", f"{parity['dice']:.4f}"] if parity else ["-", "-"]
+            cells.append(f"{sum(dice) / len(dice):.4f} ({entry['dice_difference']:+.4f})")
             cells += [f"{entry['ms_per_case']:.1f}", f"{entry['times_faster']:.2f} x"]
             lines.append("| " + " | ".join(cells) + " |")
     (cases,) = {entry["n_cases"] for formats in results["bundles"].values() for entry in formats.values()}
     machine = f"{results['threads']} threads of {results['device']['name']}"
+    whole = all("parity" in entry for formats in results["bundles"].values() for entry in formats.values())
+    reference = "PyTorch" if whole else "the bundle's own network in PyTorch"
     note = (
-        f"{cases} test cases; {machine}. In brackets: the difference from PyTorch in float32, against which the time "
-        "is taken as well, case by case."
+        f"{cases} test cases; {machine}. In brackets: the difference from {reference}, in float32, against which the "
+        "time is taken as well, case by case."
     )
     return "\n".join([*lines, "", note])

@@ -26,7 +26,7 @@ def latents_table(path: str | Path) -> str:
 def latents_markdown(record: Mapping[str, Any]) -> str:
     """Return the tables of one record, views and domains, and their notes."""
     networks, views, targets = record["networks"], record["views"], record["targets"]
-    heads = ["network", *(f"cosine, {view}" for view in views), "of samples", "silhouette of views"]
+    heads = ["network", *(f"cosine, {view}" for view in views), "of samples", "silhouette of views", "bottleneck"]
     of_views = _table(heads, ([name, *_view_cells(found, views)] for name, found in networks.items()))
     heads = ["network", *(head for target in targets for head in (f"FSD, {target}", "relative", "by chance"))]
     of_domains = _table(heads, ([name, *_domain_cells(found, targets)] for name, found in networks.items()))
@@ -38,6 +38,7 @@ def _view_cells(found: Mapping[str, Any], views: Sequence[str]) -> Iterator[str]
     yield from (f"{found['cosine'][view]:.3f}" for view in views)
     yield f"{found['sample_cosine']:.3f}"
     yield f"{found['silhouette']:+.3f}"
+    yield f"{found['reliance']:.2g}"
 
 
 def _domain_cells(found: Mapping[str, Any], targets: Sequence[str]) -> Iterator[str]:
@@ -59,7 +60,9 @@ def _view_notes(record: Mapping[str, Any]) -> Iterator[str]:
     )
     yield (
         "- Cosine: of a patch and its view, mean over patches; of samples: of two different patches. Silhouette: 1 "
-        "where each view is a cluster of its own, 0 or less where views lie in each other."
+        "where each view is a cluster of its own, 0 or less where views lie in each other. Bottleneck: divergence of "
+        "the prediction from that without the bottleneck (its mean in place), nats per pixel; near 0 the network "
+        "segments by its skip connections, and latents say little of what it finds."
     )
 
 

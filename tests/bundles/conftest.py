@@ -83,7 +83,7 @@ def random_weights(bundle: Path, files: Sequence[str], overrides: dict[str, Any]
     for key, value in overrides.items():
         parser[key] = value
     found = {}
-    for number, (name, definition) in enumerate(WEIGHTS[bundle.name.removeprefix("_")].items()):
+    for number, (name, definition) in enumerate(WEIGHTS[bundle.name].items()):
         torch.manual_seed(number)
         found[name] = str(folder / f"{definition}.pt")
         torch.save(parser.get_parsed_content(definition).state_dict(), found[name])
@@ -92,14 +92,19 @@ def random_weights(bundle: Path, files: Sequence[str], overrides: dict[str, Any]
 
 @pytest.fixture
 def workflow(
-    data_of: Callable[..., Path], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_of: Callable[..., Path],
+    tiny_teacher: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., ConfigWorkflow]]:
     """Build and initialize a bundle's workflow on the phantoms, with a tiny network: ``workflow(bundle, files)``."""
     monkeypatch.chdir(tmp_path)  # a configuration that writes into the current folder must not find the repository
     made = []
+    weights = tmp_path_factory.mktemp("weights")
 
     def build(bundle: Path, files: Sequence[str], workflow_type: str = "train", **overrides: Any) -> ConfigWorkflow:
-        name = bundle.name.removeprefix("_")
+        name = bundle.name
         defaults: dict[str, Any] = {
             "bundle_root": str(bundle),
             "dataset_dir": str(data_of(files, name)),
@@ -111,7 +116,7 @@ def workflow(
             if any("\nteacher_root:" in (bundle / "configs" / file).read_text() for file in files):
                 defaults["teacher_root"] = str(tiny_teacher)
         if "pretrained.yaml" in files or (name == "gkd" and workflow_type == "train"):
-            defaults |= random_weights(bundle, files, {**defaults, **overrides}, tmp_path)
+            defaults |= random_weights(bundle, files, {**defaults, **overrides}, weights)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="parsing config_file")  # MONAI's hint to trust the source
             flow = create_workflow(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import IN_PREPARATION, TINY, bundle_run
+from commands import TINY, bundle_run
 from flows import causes, checksum, first_batches, get, ready, validated
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
@@ -16,6 +16,7 @@ from monai.utils import set_determinism
 from PIL import Image
 
 from monai_kd.handlers.scalars import raw_scalars
+from monai_kd.visualize.documents import GKD_SHIFTS
 
 SMALL = {"epochs": 1, "batch_size": 2, "num_samples": 2, "patch_size": [32, 32]}
 STAGES = ("teacher", "scratch", "autoencoder", "alignment")
@@ -26,7 +27,7 @@ FROZEN = ("teacher", "aligned")
 
 @pytest.fixture
 def bundle(repository: Path) -> Path:
-    return repository / "bundles" / ("_gkd" if "gkd" in IN_PREPARATION else "gkd")
+    return repository / "bundles" / "gkd"
 
 
 def student_after(flow: ConfigWorkflow, iterations: int = 3) -> float:
@@ -41,13 +42,15 @@ def student_after(flow: ConfigWorkflow, iterations: int = 3) -> float:
     "names",
     [
         (),
-        *((f"{name}.yaml",) for name in (*STAGES, *PARTS, *CONTROLS, "polyps", "liver")),
+        *((f"{name}.yaml",) for name in (*STAGES, *PARTS, *CONTROLS, "photometry", "polyps", "liver")),
         *((data, f"{name}.yaml") for data in ("polyps.yaml", "liver.yaml") for name in STAGES),
     ],
     ids=lambda names: "+".join(name.split(".")[0] for name in names) or "train",
 )
 def test_every_overlay_moves_every_weight_of_what_it_trains_and_scores_it(bundle, workflow, names):
     patch = {"patch_size": [32, 32, 1]} if "liver.yaml" in names else {}
+    if {"autoencoder.yaml", "alignment.yaml"} & set(names):
+        patch["roi_size"] = "$@patch_size[:2]"  # their own, in place of the tiny one
     flow = ready(workflow(bundle, ("train.yaml", *names), **{**SMALL, **patch}))
     network = get(flow, "network")
     before = {key: value.clone() for key, value in network.named_parameters()}
@@ -139,6 +142,7 @@ KNOBS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"grid": 4}, ()),
     ({"freeze_alignment": False}, ()),
     ({"graph_form": "contrastive"}, ()),
+    ({"graph_center": True}, ()),
     ({"graph_tau": 1.0}, ("contrastive.yaml",)),
     ({"graph_scope": "views"}, ("contrastive.yaml",)),
     ({"bank_draws": 1}, ("cached_teacher.yaml",)),
@@ -183,6 +187,7 @@ def test_every_shift_changes_the_photograph_and_only_that(bundle, workflow, tmp_
     plain = item(shift={"_target_": "Identityd", "keys": "image"})
     names = list(get(workflow(bundle, files, ckpt_path="x"), "shifts"))
     assert len(names) >= 5
+    assert set(GKD_SHIFTS) == {"retina", *(f"retina_{name}" for name in names)}  # the table has them all
     images = [plain["image"]]
     for name in names:
         shifted = item(shift_name=name)

@@ -56,7 +56,12 @@ def record_of(records: list[dict], weights: Path) -> dict:
 
 @pytest.mark.parametrize(
     ("bundle", "method"),
-    [("teacher", "teacher"), ("student", "distilled"), ("distill-dsm", "distill_dsm"), ("mtcm-kd", "mtcm_kd")],
+    [
+        ("teacher", "teacher"),
+        ("student", "distilled"),
+        ("distill-dsm", "distill_dsm"),
+        ("mtcm-kd", "mtcm_kd"),
+    ],
 )
 def test_shipped_weights_have_a_record_and_load_strictly(
     repository, records, depth_records, modality_records, bundle, method
@@ -120,6 +125,18 @@ def test_arms_of_one_modality_share_recipe_cases_and_scoring(modality_records):
         assert len({r["protocol"][key] for r in arms}) == 1, key
     for floor in (r for r in modality_records if r["method"] == "all_background"):
         assert floor["summary"]["dice"]["mean"] == 0.0
+
+
+def test_the_shipped_stages_are_those_that_the_shipped_student_came_from(repository):
+    folder = repository / "bundles" / "gkd" / "models"
+    student = json.loads((folder / "model.json").read_text())
+    assert student["start"] == {"student": file_sha256(folder / "stages" / "scratch.pt")}
+    assert student["teacher"]["networks"]["teacher"]["weights_sha256"] == file_sha256(folder / "stages" / "teacher.pt")
+    helpers = {facts["weights_sha256"] for facts in student["teacher"]["helpers"].values()}
+    assert helpers == {file_sha256(folder / "stages" / "alignment.pt")}
+    for path in (folder / "stages").glob("*.pt"):
+        record = json.loads(path.with_suffix(".json").read_text())
+        assert record["network"]["weights_sha256"] == file_sha256(path), path.name
 
 
 def test_published_tables_follow_from_the_records(repository):

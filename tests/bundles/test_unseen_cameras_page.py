@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import IN_PREPARATION, TINY
+from commands import TINY
 from monai.bundle import ConfigParser
 from vessels import vessel_photographs
 
@@ -20,9 +20,8 @@ from monai_kd.handlers.provenance import file_sha256
 from monai_kd.hub import read_stages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BUNDLE = REPOSITORY / "bundles" / ("_gkd" if "gkd" in IN_PREPARATION else "gkd")
-FOLDER = BUNDLE / "docs" if "gkd" in IN_PREPARATION else REPOSITORY / "docs" / "how_to"
-PAGE = (FOLDER / "unseen_cameras.md").read_text(encoding="utf-8")
+BUNDLE = REPOSITORY / "bundles" / "gkd"
+PAGE = (REPOSITORY / "docs" / "how_to" / "unseen_cameras.md").read_text(encoding="utf-8")
 COMMANDS = [
     shlex.split(line)
     for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)

@@ -256,8 +256,8 @@ DAMAGE = {
     ),
     "values": (
         f"labels_1stHO/{BAD}_1stHO.png",
-        lambda path: write(path, np.eye(62, 64, dtype=np.uint8)),
-        "label has the values 1; the classes are 0, 255",
+        lambda path: write(path, 2 * np.eye(62, 64, dtype=np.uint8)),
+        "label has the values 2; the classes are 0, 255",
     ),
     "smeared": (
         f"labels_1stHO/{BAD}_1stHO.png",

@@ -78,12 +78,13 @@ def test_sixteen_bits_are_read_whole(tmp_path):
     "image",
     [
         Image.fromarray(MASK),
+        Image.fromarray(MASK.astype(np.uint8)),
         Image.fromarray(MASK.astype(np.uint8) * 255),
         palette_mask(),
         Image.fromarray(np.repeat(MASK[..., None], 3, -1).astype(np.uint8) * 255),
         Image.fromarray(np.dstack([MASK.astype(np.uint8) * 255, np.full_like(MASK, 9, np.uint8)]), "LA"),
     ],
-    ids=["bit", "gray", "palette", "color", "alpha"],
+    ids=["bit", "class numbers", "gray", "palette", "color", "alpha"],
 )
 def test_masks_of_any_kind_are_0_and_255(tmp_path, image):
     path = saved(tmp_path / "a.png", image)

@@ -95,3 +95,22 @@ def test_another_shape_and_no_input_are_refused():
         measure_parity(Answers(logits([0, 1])), [(torch.zeros(1), logits([0, 1, 1, 2]))])
     with pytest.raises(ValueError, match="at least one input"):
         measure_parity(nn.Identity(), [])
+
+
+def test_a_share_of_voxels_may_differ_by_more_where_that_is_allowed():
+    expected = logits([0, 1, 1, 0])
+    got = expected.clone()
+    got[..., 0] += 0.2
+    parity = measure_parity(Answers(got), [(torch.zeros(1), expected)], limit=0.1)
+    assert parity.outliers == 0.25
+    assert measure_parity(Answers(got), [(torch.zeros(1), expected)]).outliers is None
+    assert Limits(0.1, 0.99, max_outliers=0.3).objection(parity) is None
+    assert "more than 1e-01 logits in 25.0 % of voxels, more than 20 %" in str(
+        Limits(0.1, 0.99, max_outliers=0.2).objection(parity)
+    )
+    assert "2.00e-01 logits" in str(Limits(0.1, 0.99).objection(parity))
+    assert "Dice of" in str(Limits(0.1, 1.01, max_outliers=0.3).objection(parity))
+    broken = got.clone()
+    broken[..., 0] = torch.nan
+    parity = measure_parity(Answers(broken), [(torch.zeros(1), expected)], limit=0.1)
+    assert "nan logits" in str(Limits(0.1, 0.0, max_outliers=1.0).objection(parity))

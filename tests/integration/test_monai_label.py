@@ -28,6 +28,8 @@ from file_server import FileServer
 from integration.consumer_venv import REPOSITORY, venv_bin
 from integration.label_server import Page, Server, free_port, running_server
 from monai.bundle import ConfigParser
+from PIL import Image
+from vessels import vessel_photographs
 
 from monai_kd.data import make_phantoms
 from monai_kd.hub import fetch_bundle, pack_bundle
@@ -37,9 +39,11 @@ pytestmark = pytest.mark.integration
 CONSTRAINTS = REPOSITORY / "docs" / "constraints" / "label.txt"
 PAGE = REPOSITORY / "docs" / "how_to" / "monai_label.md"
 NAMES = "Names on this page"
-BUNDLES = ("student", "teacher", "distill-dsm", "mtcm-kd")
+VOLUMES = ("student", "teacher", "distill-dsm", "mtcm-kd")
+BUNDLES = (*VOLUMES, "gkd")
 LABELS = {"anterior": 1, "posterior": 2}
-LABELS_OF = {"mtcm-kd": {"necrotic_core": 1, "edema": 2, "enhancing_tumor": 3}}  # any other bundle's are LABELS
+# any other bundle's are LABELS
+LABELS_OF = {"mtcm-kd": {"necrotic_core": 1, "edema": 2, "enhancing_tumor": 3}, "gkd": {"vessel": 1}}
 LABELLED, HELD_OUT, SPARE = 8, 3, 2  # phantoms: to be labelled, to score on, to stay without a label
 EPOCHS = 16  # the page's
 RECORD = "MONAI_KD_LABEL_RECORD"  # a file that gets Dice, seconds and versions
@@ -256,10 +260,10 @@ def test_info_names_the_bundles_their_labels_and_their_trainers(site: Site):
         metadata = record_of(REPOSITORY / "bundles" / name / "configs" / "metadata.json")
         assert model["labels"] == LABELS_OF.get(name, LABELS)
         assert model["type"] == "segmentation"
-        assert model["dimension"] == 3
+        assert model["dimension"] == (3 if name in VOLUMES else 2)
         assert (model["description"], model["version"]) == (metadata["description"], metadata["version"])
         assert model["config"]["model_filename"] == ["model.pt"]  # the teacher's weights are no student's
-    assert set(info["labels"]) == {*LABELS, *LABELS_OF["mtcm-kd"]}
+    assert set(info["labels"]) == {*LABELS, *LABELS_OF["mtcm-kd"], *LABELS_OF["gkd"]}
     assert info["datastore"]["total"] == LABELLED + HELD_OUT + SPARE
 
 
@@ -269,7 +273,7 @@ def test_active_learning_names_an_image_of_the_studies(site: Site):
     assert site.server.request("POST", "/activelearning/random", {})["id"] in names
 
 
-@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize("bundle", VOLUMES)
 def test_a_label_lies_in_its_image_and_has_the_bundles_values(site: Site, bundle: str):
     case = site.cases("held_out")[0]
     image = nib.load(site.folder / "studies" / f"{case}.nii.gz")
@@ -305,7 +309,7 @@ def real_images(real_data: Path, bundle: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize("bundle", VOLUMES)
 def test_real_images_get_the_labels_of_inference_yaml(site: Site, real_data: Path, tmp_path: Path, bundle: str):
     images = real_images(real_data, bundle, tmp_path / "images")
     settings = {"dataset_dir": images, "output_dir": tmp_path / "labels", "device": "cpu", "amp": False}
@@ -316,6 +320,33 @@ def test_real_images_get_the_labels_of_inference_yaml(site: Site, real_data: Pat
         expected = voxels(tmp_path / "labels" / image.name.replace(".nii.gz", "_seg.nii.gz"))
         np.testing.assert_array_equal(voxels(site.folder / "label.nii.gz"), expected)
         assert set(np.unique(expected)) == {0, *LABELS_OF.get(bundle, LABELS).values()}
+
+
+def vessels_of(site: Site, photograph: Path, folder: Path) -> np.ndarray:
+    """What the server gives for a photograph, which must be what inference.yaml gives for it."""
+    folder.mkdir()
+    Image.open(photograph).convert("RGB").save(site.folder / "photograph.png")
+    shutil.copy(site.folder / "photograph.png", folder)
+    site.run("Segment a photograph")
+    settings = {"dataset_dir": folder, "output_dir": folder / "labels", "device": "cpu", "amp": False}
+    bundle_run(site.folder / "bundles" / "gkd", ["inference.yaml"], folder / "empty", **settings)
+    found = np.asarray(Image.open(site.folder / "vessels.png"))
+    expected = np.asarray(Image.open(folder / "labels" / "photograph_seg.png"))
+    assert set(np.unique(found)) == {0, 1}
+    np.testing.assert_array_equal(255 * found, expected)
+    assert Image.open(site.folder / "vessels.png").size == Image.open(site.folder / "photograph.png").size
+    return found
+
+
+def test_a_photograph_gets_the_vessels_of_inference_yaml(site: Site, tmp_path: Path):
+    _, images = vessel_photographs(tmp_path / "data")
+    vessels_of(site, min(images.iterdir()), tmp_path / "photographs")
+
+
+def test_a_real_photograph_gets_the_vessels_of_inference_yaml(site: Site, real_data: Path, tmp_path: Path):
+    photograph = min((real_data / "CHASE_DB1").rglob("*.jpg"))
+    found = vessels_of(site, photograph, tmp_path / "photographs")
+    assert 0.04 < found.mean() < 0.2  # of the photograph
 
 
 # ---- labels and training --------------------------------------------------------------------------------------------
@@ -364,7 +395,9 @@ def test_training_keeps_the_earlier_weights_and_writes_into_its_own_bundle_only(
         "label.nii.gz",
         "made",
         "new.nii.gz",
+        "photograph.png",
         "studies",
+        "vessels.png",
         "www",
     }
     written = {path.name for path in trained.folder.iterdir()} - expected

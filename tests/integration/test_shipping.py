@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 from bundle_folders import tree
 from commands import bundle_run, monai_bundle
 from file_server import FileServer
+from monai.transforms import LoadImage
 
 from monai_kd.hub import fetch_bundle, index_bundles, pack_bundle, verify_bundle
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("name", ["teacher", "student", "distill-dsm", "mtcm-kd"])
+@pytest.mark.parametrize("name", ["teacher", "student", "distill-dsm", "mtcm-kd", "gkd"])
 def test_a_packed_bundle_arrives_whole_and_segments_like_the_original(repository, data_for, tmp_path, name):
     (tmp_path / "www").mkdir()
     packed = pack_bundle(repository / "bundles" / name, tmp_path / "www")
@@ -37,6 +37,6 @@ def test_a_packed_bundle_arrives_whole_and_segments_like_the_original(repository
     for bundle in (repository / "bundles" / name, fetched):
         out = tmp_path / f"out{len(labels)}"
         bundle_run(bundle, ["inference.yaml"], tmp_path / "cwd", dataset_dir=images, output_dir=out)
-        labels.append([np.asarray(nib.load(path).dataobj) for path in sorted(Path(out).glob("*.nii.gz"))])
+        labels.append([np.asarray(LoadImage()(path)) for path in sorted(Path(out).glob("*_seg.*"))])
     assert len(labels[0]) == len(labels[1]) == 2
     assert all(np.array_equal(one, other) for one, other in zip(*labels, strict=True))

@@ -56,6 +56,18 @@ def test_complete_by_hand():
     assert CompleteGraph()(STUDENT, TEACHER).item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("form", "scope"), SETTINGS)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_what_all_latents_share_hides_their_relations_unless_it_is_taken_out(graph, form, scope):
+    student, teacher, common = latents(seed=0), latents(seed=1), 100 * latents(1, 1, seed=2)
+    plain, centered = graph(form, scope=scope), graph(form, scope=scope, center=True)
+    assert plain(student + common, teacher + common) < 1e-3 * plain(student, teacher)
+    found = centered(student + common, teacher - 3 * common)
+    assert found.item() == pytest.approx(centered(student, teacher).item(), rel=1e-3)
+    means = [values - values.mean(dim=(0, 1), keepdim=True) for values in (student, teacher)]
+    assert centered(student, teacher).item() == pytest.approx(plain(*means).item(), rel=1e-5)
+
+
 def test_contrastive_star_by_hand():
     # two views at cosines 1 and 0 (student), 0 and 1 (teacher), temperature 1: p = e / (1 + e) against its reverse
     student = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])

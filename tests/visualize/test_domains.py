@@ -54,7 +54,13 @@ def scored(
 ) -> list[Record]:
     """Records of a method on one domain, one for each seed."""
     section = "test" if protocol == "retina" else "all"
-    settings = {"protocol_name": protocol, "section": section, "protocol": HASHES[protocol], "bundle": "gkd", **own}
+    settings = {
+        "protocol_name": protocol,
+        "section": section,
+        "protocol": HASHES.get(protocol, protocol),
+        "bundle": "gkd",
+        **own,
+    }
     return [
         with_pixels(make_record(method, seed, **settings), of_seed, trained_under) for seed, of_seed in enumerate(dice)
     ]
@@ -418,6 +424,44 @@ def test_a_document_asks_for_the_table_by_its_name(tmp_path):
     assert write_tables(tmp_path / "results", [page]) == [page]
     assert table_of(load_records(tmp_path / "results")) in page.read_text()
     assert "minus augmentation, targets, paired" in page.read_text()
+
+
+def test_shifts_of_the_same_images_are_compared_image_by_image():
+    """Four images under two shifts are four values and not eight."""
+    changed = {"plain": "as they are", "dark": "dark", "grain": "grain"}
+    records = []
+    for name, gains in (("baseline", (0.0, 0.0)), ("gkd", (0.1, -0.1))):
+        records += scored(name, "plain", [[0.8, 0.7, 0.6, 0.5]])
+        for protocol, gain in zip(("dark", "grain"), gains, strict=True):
+            records += scored(name, protocol, [[0.7 + gain, 0.6 + gain, 0.5 + gain, 0.4 + gain]])
+    table = domains_table(records, "gkd", changed, ("baseline",), shifts=True)
+    header = table.splitlines()[0]
+    assert "Dice, mean of shifts | minus baseline, shifts, paired" in header
+    assert "target" not in table
+    assert rows(table)["gkd"][7].replace("-", "+") == "+0.0000 (+0.0000 to +0.0000)"  # no gain on any image
+    assert "**" not in table
+    assert "sensitivity" not in table
+    assert "was trained under" in table
+
+
+def test_settings_are_compared_on_validation_and_its_shifts_and_never_in_the_table_of_cameras(tmp_path):
+    shifts = {"retina": 0.0, "retina_low_resolution": 0.1, "retina_ringing": 0.1, "retina_dark": 0.1}
+    shifts |= {"retina_grain": 0.1, "retina_tone": 0.1}
+    for name, gain in (("baseline", 0.0), ("gkd", 0.1)):
+        for protocol, harder in shifts.items():
+            dice = [[0.8 - harder + gain, 0.7 - harder + gain]]
+            (record,) = scored(name, protocol, dice, section="validation")
+            write_record(tmp_path / "results" / "shifts" / protocol, record)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- >>> results: gkd_shifts -->\n<!-- <<< results -->\n")
+    write_tables(tmp_path / "results", [page])
+    found = rows(page.read_text().split("-->")[1])
+    assert found["gkd"][3:5] == ["0.8500", "0.7500"]
+    assert found["gkd"][9].startswith("0.7500")
+    assert found["gkd"][10].startswith("+0.1000 ")
+    page.write_text("<!-- >>> results: gkd -->\n<!-- <<< results -->\n")
+    write_tables(tmp_path / "results", [page])
+    assert "No results recorded." in page.read_text()
 
 
 # ---------------------------------------------------------------- the figure

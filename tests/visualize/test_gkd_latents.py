@@ -30,6 +30,7 @@ def network(cosine: float, fsd: float) -> dict[str, Any]:
         "cosine": {"contrast": cosine, "noise": 0.5},
         "sample_cosine": 0.25,
         "silhouette": -0.0625,
+        "reliance": 0.00123,
         "source_variance": 100.0,
         "fsd": {"STARE": distances, "DRIVE": {**distances, "relative": 2 * fsd}},
     }
@@ -62,8 +63,8 @@ def benchmark(repository: Path) -> Iterator[ModuleType]:
 
 def test_networks_stand_under_each_other():
     table = latents_markdown(RECORD)
-    assert "| network | cosine, contrast | cosine, noise | of samples | silhouette of views |" in table
-    assert "| teacher | 0.875 | 0.500 | 0.250 | -0.062 |" in table
+    assert "| network | cosine, contrast | cosine, noise | of samples | silhouette of views | bottleneck |" in table
+    assert "| teacher | 0.875 | 0.500 | 0.250 | -0.062 | 0.0012 |" in table
     assert "| student before | 0.750 |" in table
     assert "| network | FSD, STARE | relative | by chance | FSD, DRIVE | relative | by chance |" in table
     assert "| teacher | 25 | 0.250 | 0.125 | 25 | 0.500 | 0.125 |" in table
@@ -210,6 +211,7 @@ def bundle(repository: Path, tmp_path: Path) -> Path:
     ConfigParser.export_config_file(content, str(folder / "configs" / "train.yaml"), fmt="yaml")
     config, files = ConfigParser(content), {"teacher": "stages/teacher", "aligned": "stages/alignment"}
     for network_id, file in files.items():
+        torch.manual_seed(0)
         torch.save(config.get_parsed_content(f"{network_id}_def").state_dict(), folder / "models" / f"{file}.pt")
     student = config.get_parsed_content("network_def")
     for seed, file in enumerate(("stages/scratch", "model", "augmentation")):

@@ -10,6 +10,7 @@ from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 
 from monai_kd.networks.blocks.units import Norm, relu, unit
+from monai_kd.networks.layers.shared_prelu import SharedPReLU
 
 __all__ = ["ENetBlock", "ENetDown", "ENetUp", "unpool"]
 
@@ -24,7 +25,7 @@ class ENetBlock(nn.Module):
         dilation: of its 3x3 convolution, in voxels.
         asymmetric: a 5x1 and a 1x5 convolution in place of the 3x3.
         dropout: share of the channels of the branch that are forgotten in training.
-        act: makes an activation: ``nn.PReLU`` in the encoder, ReLU in the decoder.
+        act: makes an activation: PReLU in the encoder, ReLU in the decoder.
         norm: in MONAI's terms.
 
     Shape:
@@ -40,7 +41,7 @@ class ENetBlock(nn.Module):
         dilation: int = 1,
         asymmetric: bool = False,
         dropout: float = 0.1,
-        act: Act = nn.PReLU,
+        act: Act = SharedPReLU,
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
@@ -80,12 +81,12 @@ class ENetDown(nn.Module):
         self.branch = nn.Sequential(
             nn.Conv2d(in_channels, inside, 2, stride=2, bias=False),
             get_norm_layer(norm, spatial_dims=2, channels=inside),
-            nn.PReLU(),
-            unit(inside, inside, 3, norm, nn.PReLU()),
-            unit(inside, out_channels, 1, norm, nn.PReLU()),
+            SharedPReLU(),
+            unit(inside, inside, 3, norm, SharedPReLU()),
+            unit(inside, out_channels, 1, norm, SharedPReLU()),
             nn.Dropout2d(dropout),
         )
-        self.act = nn.PReLU()
+        self.act = SharedPReLU()
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         highest, places = F.max_pool2d(features, 2, return_indices=True)

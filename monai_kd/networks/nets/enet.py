@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from monai_kd.networks.blocks import ENetBlock, ENetDown, ENetUp
 from monai_kd.networks.blocks.units import Norm, conv_beside_pool, relu
 from monai_kd.networks.halves import EncoderDecoder, Skips, check_widths
+from monai_kd.networks.layers.shared_prelu import SharedPReLU
 
 __all__ = ["ENet"]
 
@@ -40,6 +41,9 @@ class ENet(EncoderDecoder):
         ValueError: a setting out of range; on use an image, features or skips that do not fit.
 
     Starts from PyTorch's own initialization.
+
+    Where two values of a pooling window are equal but for rounding, as in an even background, it is up to the runtime
+    whose place is the maximum's, and the logits around it differ between runtimes.
 
     Source: Paszke et al. 2016, arXiv:1606.02147, as a student in GKD (Qi et al. 2024), whose number of parameters it
     has. Blocks: see :class:`monai_kd.networks.blocks.ENetBlock`.
@@ -106,7 +110,7 @@ class _Initial(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels - in_channels, 3, stride=2, padding=1, bias=False)
         self.norm = get_norm_layer(norm, spatial_dims=2, channels=channels)
-        self.act = nn.PReLU()
+        self.act = SharedPReLU()
 
     def forward(self, image: Tensor) -> Tensor:
         result: Tensor = self.act(self.norm(conv_beside_pool(self.conv, image)))

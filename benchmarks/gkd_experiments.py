@@ -35,41 +35,18 @@ ON_ALL_SEEDS = {
     "baseline": ("baseline.yaml",),
     "augmentation": ("augmentation.yaml",),
     "logit_kd": ("logit_kd.yaml",),
-    "views_kd": ("views_kd.yaml",),
-    "gkd_views": ("supervise_views.yaml",),
 }
 ON_ONE_SEED = {
+    "augmentation_views": ("augmentation_views.yaml",),
+    "views_kd": ("views_kd.yaml",),
     "gkd_intra_only": ("intra_only.yaml",),
     "gkd_inter_only": ("inter_only.yaml",),
     "gkd_graphs_only": ("graphs_only.yaml",),
     "gkd_cross_only": ("cross_only.yaml",),
 }
 # settings to choose from on the first seed, by the source's validation photographs and shifts of them: overlays and ids
-_CENTERED = {"graph_center": True, "terms::intra::weight": 1.0, "terms::inter::weight": 1.0}
-_NO_CROSS = {f"terms::cross_{half}::_disabled_": True for half in ("encoder", "decoder")}
-_NO_CROSS |= {f"schedules::cross_{half}": {} for half in ("encoder", "decoder")}
-_ALL_VIEWS = {"terms::seg::student": "student/all_logits", "terms::seg::target": "all_labels", "num_samples": 2}
-_ALL_VIEWS["anchor_photometry"] = {"_target_": "Identityd", "keys": "image"}
-_ERFNET = {"_target_": "monai_kd.networks.nets.ERFNet", "in_channels": "@in_channels", "out_channels": "@out_channels"}
-_STRONG = "runs/gkd_teacher_strong-seed0/model.pt"
-
-
-def _teachers_photometry() -> Any:
-    return ConfigParser.load_config_file(str(BUNDLE / "configs" / "teacher.yaml"))["anchor_photometry"]
-
-
 SEARCH: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
-    "gkd_teacher_views": (("teacher.yaml",), _ALL_VIEWS),
-    "gkd_teacher_erfnet": (("teacher.yaml",), {**_ALL_VIEWS, "teacher_def": _ERFNET, "teacher_features": 128}),
-    "gkd_teacher_strong": (("teacher.yaml", "photometry.yaml"), {"epochs": 200}),
-    "photometry_strong": (("baseline.yaml", "photometry.yaml"), {}),
-    "photometry_oneof": (("baseline.yaml",), {"anchor_photometry": _teachers_photometry()}),
-    "photometry_strong_kd": (("logit_kd.yaml", "photometry.yaml"), {}),
-    "photometry_kd_strong": (("logit_kd.yaml", "photometry.yaml"), {"teacher_path": _STRONG}),
-    "gkd_views_centered": (("supervise_views.yaml",), _CENTERED),
-    "gkd_views_centered_graphs": (("supervise_views.yaml",), {**_CENTERED, **_NO_CROSS}),
-    "gkd_centered": ((), _CENTERED),
-    "gkd_contrastive": (("contrastive.yaml",), {}),
+    "gkd_light_decoder": ((), {"terms::cross_decoder::weight": 0.1}),
 }
 SHIFTS = [name.removeprefix(f"{SOURCE}_") for name in GKD_SHIFTS if name != SOURCE]  # keys of shifts.yaml
 

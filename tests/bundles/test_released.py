@@ -49,6 +49,21 @@ def modality_records(repository) -> list[dict]:
     return found
 
 
+CAMERAS = ("retina", "retina_stare", "retina_drive")
+
+
+@pytest.fixture(scope="module")
+def camera_records(repository) -> list[dict]:
+    found = [r for r in load_records(repository / "docs" / "results" / "gkd") if r["protocol"]["name"] in CAMERAS]
+    found = [r for r in found if r["protocol"]["section"] != "validation"]
+    stages, many = ("gkd_teacher", "gkd_scratch"), ("gkd", "baseline", "augmentation", "logit_kd")
+    parts = ("gkd_intra_only", "gkd_inter_only", "gkd_graphs_only", "gkd_cross_only")
+    wanted = {(name, seed) for name in (*stages, *many) for seed in (0, 1, 2)} | {(name, 0) for name in parts}
+    for camera in CAMERAS:
+        assert {(r["method"], r["seed"]) for r in found if r["protocol"]["name"] == camera} >= wanted, camera
+    return found
+
+
 def record_of(records: list[dict], weights: Path) -> dict:
     (found,) = [r for r in records if r["network"]["weights_sha256"] == file_sha256(weights)]
     return found
@@ -61,13 +76,16 @@ def record_of(records: list[dict], weights: Path) -> dict:
         ("student", "distilled"),
         ("distill-dsm", "distill_dsm"),
         ("mtcm-kd", "mtcm_kd"),
+        ("gkd", "gkd"),
     ],
 )
 def test_shipped_weights_have_a_record_and_load_strictly(
-    repository, records, depth_records, modality_records, bundle, method
+    repository, records, depth_records, modality_records, camera_records, bundle, method
 ):
     folder = repository / "bundles" / bundle
-    record = record_of([*records, *depth_records, *modality_records], folder / "models" / "model.pt")
+    on_source = [r for r in camera_records if r["protocol"]["name"] == "retina"]
+    known = [*records, *depth_records, *modality_records, *on_source]
+    record = record_of(known, folder / "models" / "model.pt")
     assert (record["method"], record["bundle"]["name"]) == (method, bundle)
     assert load_report(load_teacher(folder)).complete
     assert (folder / "models" / "model.pt").stat().st_size < 20e6
@@ -125,6 +143,25 @@ def test_arms_of_one_modality_share_recipe_cases_and_scoring(modality_records):
         assert len({r["protocol"][key] for r in arms}) == 1, key
     for floor in (r for r in modality_records if r["method"] == "all_background"):
         assert floor["summary"]["dice"]["mean"] == 0.0
+
+
+def test_arms_of_unseen_cameras_share_schedule_and_cases_and_never_saw_a_target(camera_records):
+    arms = [r for r in camera_records if r["method"] not in ("gkd_teacher", "gkd_scratch")]
+    assert len({r["schedule_hash"] for r in arms}) == 1
+    for camera in CAMERAS:
+        own = [r for r in arms if r["protocol"]["name"] == camera]
+        for key in ("hash", "split_hash", "cases_hash"):
+            assert len({r["protocol"][key] for r in own}) == 1, (camera, key)
+    assert {r["training"]["protocol"]["name"] for r in camera_records} == {"retina"}
+    weights = {
+        camera: {
+            (r["method"], r["seed"]): r["network"]["weights_sha256"]
+            for r in camera_records
+            if r["protocol"]["name"] == camera
+        }
+        for camera in CAMERAS
+    }
+    assert weights["retina"] == weights["retina_stare"] == weights["retina_drive"]
 
 
 def test_the_shipped_stages_are_those_that_the_shipped_student_came_from(repository):

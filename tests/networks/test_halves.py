@@ -13,7 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from two_part_networks import check_another_bottleneck
 
 from monai_kd.distillers import FeatureTaps, stage_paths
-from monai_kd.networks.nets import ENet, ERFNet, MobileNetV2UNet, PlainUNet, SKUNet
+from monai_kd.networks.nets import (
+    ENet,
+    ERFNet,
+    MobileNetV2UNet,
+    MultiTaskTransUNet,
+    MultiTaskUNet,
+    PlainUNet,
+    SKUNet,
+    SlimUNet,
+)
 
 NARROW: dict[str, Callable[..., Any]] = {
     "sk_unet": lambda **settings: SKUNet(1, 3, **{"channels": (4, 8, 12, 16), **settings}),
@@ -22,8 +31,15 @@ NARROW: dict[str, Callable[..., Any]] = {
     "erfnet": lambda **settings: ERFNet(1, 3, **{"channels": (4, 8, 12), **settings}),
     "plain_unet": lambda **settings: PlainUNet(2, 1, 3, **{"channels": (4, 8, 12), **settings}),
     "plain_unet_3d": lambda **settings: PlainUNet(3, 1, 3, **{"channels": (4, 8, 12), **settings}),
+    "slim_unet": lambda **settings: SlimUNet(2, 1, 3, **{"channels": (4, 8, 12), **settings}),
+    "multi_task_unet": lambda **settings: MultiTaskUNet(2, 1, 3, **{"channels": (4, 8, 12), **settings}),
+    "multi_task_trans_unet": lambda **settings: MultiTaskTransUNet(2, 1, 3, **{**TINY_TRANS, **settings}),
+    "multi_task_trans_unet_3d": lambda **settings: MultiTaskTransUNet(3, 1, 3, **{**TINY_TRANS, **settings}),
 }
+TINY_TRANS: dict[str, Any] = {"channels": (16, 16, 32, 256), "hidden_size": 16, "mlp_dim": 32, "num_layers": 2}
+TINY_TRANS |= {"num_heads": 4, "position_grid": 3}
 STRIDES = {"sk_unet": 8, "mobilenet_v2_unet": 32, "enet": 8, "erfnet": 8, "plain_unet": 4, "plain_unet_3d": 4}
+STRIDES |= {"slim_unet": 4, "multi_task_unet": 4, "multi_task_trans_unet": 16, "multi_task_trans_unet_3d": 16}
 each_network = pytest.mark.parametrize("name", NARROW)
 
 
@@ -35,6 +51,11 @@ def narrow(name: str, **settings: Any) -> Any:
 def image_for(name: str, batch: int = 2, scale: int = 2, **kind: Any) -> Tensor:
     sizes = [STRIDES[name] * (scale + axis) for axis in range(3 if name.endswith("3d") else 2)]
     return torch.rand(batch, 1, *sizes, generator=torch.Generator().manual_seed(1)).to(**kind)
+
+
+def outputs(result: Any) -> list[Tensor]:
+    """The logits, and what else a network gives in training."""
+    return [result] if isinstance(result, Tensor) else list(result.values())
 
 
 def count(module: nn.Module) -> int:
@@ -117,7 +138,7 @@ def test_operations_and_bottleneck_of_a_128_image_are_the_published_ones(name, e
 def test_shapes_of_every_stage_at_the_published_width(name, stages):
     with torch.device("meta"):
         network, image = FULL[name]().eval(), torch.empty(1, 1, 128, 128)
-    taps = list(stage_paths(network))
+    taps = [name for name in stage_paths(network) if not name.startswith("pooled")]
     assert taps == [f"encoder_{n}" for n in stages] + ["bottleneck"] + [f"decoder_{n}" for n in reversed(stages)]
     with FeatureTaps(network, taps) as features:
         network(image)
@@ -136,9 +157,16 @@ def test_decode_after_encode_is_forward_bit_for_bit_with_its_gradients(name, tra
     for halves in (False, True):
         network = narrow(name).train(training)
         torch.manual_seed(2)  # of the dropout
-        logits = network.decode(*network.encode(image)) if halves else network(image)
+        if halves:
+            parts = network.encode(image)
+            logits = network.decode(*parts)
+            if training and hasattr(network, "reconstruct"):
+                network.reconstruct(*parts)  # its norms remember the image too
+        else:
+            logits = outputs(network(image))[0]
         logits.square().mean().backward()
-        results.append([logits, *(p.grad for p in network.parameters()), *network.buffers()])
+        reached = [p.grad for p in network.parameters() if p.grad is not None]
+        results.append([logits, *reached, *network.buffers()])
     assert len(results[0]) > 10
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -210,7 +238,7 @@ def test_an_image_that_does_not_fit_is_refused(name):
 @each_network
 def test_every_weight_has_a_gradient(name):
     network = narrow(name)
-    network(image_for(name)).square().mean().backward()
+    sum(output.square().mean() for output in outputs(network(image_for(name)))).backward()
     silent = [key for key, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert silent == []
 
@@ -231,9 +259,9 @@ def test_the_norm_is_a_setting(name, norm):
     widths = {"channels": (8, 8, 12, 16)} if name == "sk_unet" else {}  # no average alone in its group
     network, image = narrow(name, norm=norm, **widths), image_for(name, batch=1)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-    logits = network(image)  # batches of one train
+    trained = outputs(network(image))  # batches of one train
     assert not torch.equal(network.eval()(image), narrow(name, **widths).eval()(image))
-    assert torch.isfinite(logits).all()
+    assert all(torch.isfinite(output).all() for output in trained)
 
 
 @each_network

@@ -8,10 +8,13 @@ from monai_kd.networks.nets.enet import ENet
 from monai_kd.networks.nets.erfnet import ERFNet
 from monai_kd.networks.nets.insert_depth_shift import insert_depth_shift
 from monai_kd.networks.nets.mobilenet_v2_unet import MobileNetV2UNet
+from monai_kd.networks.nets.multi_task_trans_unet import MultiTaskTransUNet
+from monai_kd.networks.nets.multi_task_unet import MultiTaskUNet
 from monai_kd.networks.nets.plain_unet import PlainUNet
 from monai_kd.networks.nets.semantic_autoencoder import SemanticAutoencoder
 from monai_kd.networks.nets.sk_unet import SKUNet
 from monai_kd.networks.nets.slice_stack import SliceStack
+from monai_kd.networks.nets.slim_unet import SlimUNet
 
 __all__ = [
     "AlignmentNetwork",
@@ -21,9 +24,12 @@ __all__ = [
     "ENet",
     "ERFNet",
     "MobileNetV2UNet",
+    "MultiTaskTransUNet",
+    "MultiTaskUNet",
     "PlainUNet",
     "SKUNet",
     "SemanticAutoencoder",
     "SliceStack",
+    "SlimUNet",
     "insert_depth_shift",
 ]

@@ -27,6 +27,7 @@ class PlainUNet(EncoderDecoder):
         out_channels: logits, one per class, the background among them.
         channels: of the levels, at least 2; each level halves the resolution.
         norm: in MONAI's terms: ``batch``, ``instance`` or ``("group", {"num_groups": 8})``.
+        convolutions: of a level, at least 1.
 
     Attributes:
         feature_channels: of the bottleneck map, the last of ``channels``.
@@ -52,36 +53,42 @@ class PlainUNet(EncoderDecoder):
         out_channels: int,
         channels: Sequence[int] = (64, 128, 256, 512, 1024),
         norm: Norm = "batch",
+        convolutions: int = 2,
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims is {spatial_dims!r}; known: 2, 3")
         check_widths("channels", channels)
+        if isinstance(convolutions, bool) or not isinstance(convolutions, int) or convolutions < 1:
+            raise ValueError(f"convolutions is {convolutions!r}; it must be a whole number of at least 1")
         steps = len(channels) - 1
         super().__init__(in_channels, channels[-1], 2**steps, skip_count=steps, spatial_dims=spatial_dims)
         conv, up = Conv[Conv.CONV, spatial_dims], Conv[Conv.CONVTRANS, spatial_dims]
-        self.pool = Pool[Pool.MAX, spatial_dims](2)
+        self.pools = nn.ModuleList(Pool[Pool.MAX, spatial_dims](2) for _ in range(steps))  # one each: they are tapped
         self.down = nn.ModuleList(
-            _double(spatial_dims, before, after, norm) for before, after in pairwise([in_channels, *channels])
+            level_block(spatial_dims, before, after, norm, convolutions)
+            for before, after in pairwise([in_channels, *channels])
         )
         # from the lowest level to full resolution
         levels = [(below, here) for here, below in pairwise(channels)][::-1]
         self.raise_ = nn.ModuleList(up(below, here, 2, stride=2) for below, here in levels)
-        self.up = nn.ModuleList(_double(spatial_dims, 2 * here, here, norm) for _, here in levels)
+        self.up = nn.ModuleList(level_block(spatial_dims, 2 * here, here, norm, convolutions) for _, here in levels)
         self.head = conv(channels[0], out_channels, 1)
 
     @property
     def tap_stages(self) -> dict[str, str]:
         steps = self.skip_count
-        encoders = {f"encoder_{number}": f"down.{number - 1}" for number in range(1, steps + 1)}
+        numbers = range(1, steps + 1)
+        encoders = {f"encoder_{number}": f"down.{number - 1}" for number in numbers}
+        pooled = {f"pooled_{number}": f"pools.{number - 1}" for number in numbers}
         decoders = {f"decoder_{steps - index}": f"up.{index}" for index in range(steps)}
-        return {**encoders, "bottleneck": f"down.{steps}", **decoders}
+        return {**encoders, **pooled, "bottleneck": f"down.{steps}", **decoders}
 
     def run_encoder(self, image: Tensor) -> tuple[Tensor, Skips]:
         skips: list[Tensor] = []
         features = self.down[0](image)
-        for block in self.down[1:]:
+        for pool, block in zip(self.pools, self.down[1:], strict=True):
             skips.append(features)
-            features = block(self.pool(features))
+            features = block(pool(features))
         return features, tuple(skips)
 
     def run_decoder(self, features: Tensor, skips: Skips) -> Tensor:
@@ -91,10 +98,12 @@ class PlainUNet(EncoderDecoder):
         return logits
 
 
-def _double(spatial_dims: int, in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
-    """Return two 3x3 convolutions, each with norm and ReLU."""
+def level_block(
+    spatial_dims: int, in_channels: int, out_channels: int, norm: Norm, convolutions: int = 2
+) -> nn.Sequential:
+    """Return 3x3 convolutions, each with norm and ReLU."""
     layers: list[nn.Module] = []
-    for width in (in_channels, out_channels):
+    for width in (in_channels, *[out_channels] * (convolutions - 1)):
         layers.append(Conv[Conv.CONV, spatial_dims](width, out_channels, 3, padding=1))
         layers.append(get_norm_layer(norm, spatial_dims=spatial_dims, channels=out_channels))
         layers.append(nn.ReLU(inplace=True))

@@ -4,6 +4,7 @@ from monai_kd.networks.adapters import AutoAdapter, PointwiseAdapter, ResizeAdap
 from monai_kd.networks.aligned import AlignedNetwork
 from monai_kd.networks.chain import AdapterChain
 from monai_kd.networks.encode_decode import EncodeDecode
+from monai_kd.networks.projection import GridPool, ProjectionHead
 from monai_kd.networks.review_fusion import ReviewFusion
 from monai_kd.networks.routing import RouteModalities
 from monai_kd.networks.select_classes import SelectClasses
@@ -14,7 +15,9 @@ __all__ = [
     "AlignedNetwork",
     "AutoAdapter",
     "EncodeDecode",
+    "GridPool",
     "PointwiseAdapter",
+    "ProjectionHead",
     "ResizeAdapter",
     "ReviewFusion",
     "RouteModalities",

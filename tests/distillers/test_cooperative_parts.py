@@ -171,10 +171,9 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def one_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    found: dict[str, Any] = {}
+def one_share(rank: int) -> dict[Any, Any]:
+    """What a process finds on its batches; DDP ends with this function, before the group does."""
+    found: dict[Any, Any] = {}
     for name, settings in CASES.items():
         network = nn.parallel.DistributedDataParallel(make_distiller(**settings))
         for kind, seed in (("same", 7), ("own", rank)):  # twice: DDP complains of the first step in the second
@@ -184,7 +183,14 @@ def one_process(rank: int, folder: str) -> None:
         if name in WEIGHED:
             PerformanceWeights(network)(None)
             found[name, "dice"] = network.module.terms["kd"].loss.dice.clone()
-    torch.save(found, f"{folder}/{rank}.pt")
+    return found
+
+
+def one_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.save(one_share(rank), f"{folder}/{rank}.pt")
+    dist.barrier()  # gloo's threads let go of earlier work while this one waits
     dist.destroy_process_group()
 
 

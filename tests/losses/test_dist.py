@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -399,10 +400,9 @@ def small_network() -> torch.nn.Module:
     return torch.nn.Conv2d(2, 4, 3, padding=1)
 
 
-def one_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    found, share = {}, SHARES[rank]
+def one_share(share: slice) -> dict[str, Any]:
+    """What a process finds on its images; DDP ends with this function, before the group does."""
+    found = {}
     for name, settings in CASES.items():
         network = torch.nn.parallel.DistributedDataParallel(small_network())
         loss = CorrelationDistillation(**settings)
@@ -413,7 +413,14 @@ def one_process(rank: int, folder: str) -> None:
             for other in (CorrelationDistillation(**settings, sync=False), CorrelationDistillation(**settings).eval())
         ]
         found[name] = value.item(), [p.grad for p in network.parameters()], alone
-    torch.save(found, f"{folder}/{rank}.pt")
+    return found
+
+
+def one_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.save(one_share(SHARES[rank]), f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # gloo's threads let go of earlier work while this one waits
     torch.distributed.destroy_process_group()
 
 

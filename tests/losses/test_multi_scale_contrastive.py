@@ -362,17 +362,23 @@ def one_batch(mode: str, share: slice) -> dict[str, torch.Tensor]:
     return {**facts, **({"label": labels(5)[share]} if mode == "supervised" else {})}
 
 
-def one_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    found, share = {}, SHARES[rank]
+def one_share(share: slice) -> dict[str, Any]:
+    """What a process finds on its images; DDP ends with this function, before the group does."""
+    found = {}
     for mode in MODES:
         network = torch.nn.parallel.DistributedDataParallel(projection())
         loss = MultiScaleContrastive(mode, queue_size=100)
         loss(network(maps(5, seed=1)[share]), maps(5, seed=2)[share], **one_batch(mode, share)).backward()
         second = loss(network.module(maps(5, seed=3)[share]), maps(5, seed=4)[share], **one_batch(mode, share))
         found[mode] = [p.grad for p in network.parameters()], second.item(), len(loss.vectors_0)
-    torch.save(found, f"{folder}/{rank}.pt")
+    return found
+
+
+def one_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.save(one_share(SHARES[rank]), f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # gloo's threads let go of earlier work while this one waits
     torch.distributed.destroy_process_group()
 
 

@@ -10,6 +10,7 @@ from monai_kd.losses.feature_mimic import FeatureMimic
 from monai_kd.losses.intra_class import IntraClassVariation
 from monai_kd.losses.multi_scale_contrastive import MultiScaleContrastive
 from monai_kd.losses.multi_teacher import MultiTeacherKL
+from monai_kd.losses.on_labelled import OnLabelled
 from monai_kd.losses.performance import PerformanceKL, performance_weights
 from monai_kd.losses.region_affinity import RegionAffinity
 from monai_kd.losses.relation_graphs import CompleteGraph, StarGraph
@@ -35,6 +36,7 @@ __all__ = [
     "KnowledgeReview",
     "MultiScaleContrastive",
     "MultiTeacherKL",
+    "OnLabelled",
     "PerformanceKL",
     "RegionAffinity",
     "RelativeSquaredError",

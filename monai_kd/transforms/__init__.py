@@ -7,6 +7,7 @@ from monai_kd.transforms.mask_missing import MaskMissingd
 from monai_kd.transforms.photometric_views import PhotometricViewsd
 from monai_kd.transforms.require_slices import RequireSlicesd
 from monai_kd.transforms.retina_green import RetinaGreend, reflect_outside
+from monai_kd.transforms.slice_facts import SliceFactsd
 
 __all__ = [
     "FieldOfViewd",
@@ -18,6 +19,7 @@ __all__ = [
     "RequireSlicesd",
     "ResizeFieldOfViewd",
     "RetinaGreend",
+    "SliceFactsd",
     "clahe",
     "field_diameter",
     "field_of_view",

@@ -1,0 +1,48 @@
+"""OnLabelled: only images with a label count, and a batch without any costs nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.losses import DiceCELoss
+
+from monai_kd.distillers import Term
+from monai_kd.losses import OnLabelled
+
+LOSS = DiceCELoss(softmax=True, to_onehot_y=True)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, 8, 8, generator=generator).requires_grad_()
+    return logits, torch.randint(3, (4, 1, 8, 8), generator=generator)
+
+
+def test_the_loss_is_that_of_the_labelled_images():
+    logits, label = batch()
+    flags = torch.tensor([1, 0, 1, 0])
+    loss = OnLabelled(LOSS)(logits, label, labelled=flags)
+    torch.testing.assert_close(loss, LOSS(logits[[0, 2]], label[[0, 2]]))
+    loss.backward()
+    assert [bool(g.any()) for g in logits.grad] == [True, False, True, False]
+
+
+def test_without_any_label_the_loss_is_zero_with_a_gradient():
+    logits, label = batch()
+    loss = OnLabelled(LOSS)(logits, label, labelled=torch.zeros(4, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_a_term_hands_the_flags_over():
+    logits, label = batch()
+    term = Term(OnLabelled(LOSS), "student/logits", "label", inputs={"labelled": "labelled"})
+    views = {"student/logits": logits, "label": label, "labelled": torch.tensor([0, 1, 1, 1])}
+    torch.testing.assert_close(term(views), LOSS(logits[1:], label[1:]))
+
+
+def test_another_number_of_flags_is_refused():
+    logits, label = batch()
+    with pytest.raises(ValueError, match="labelled has 3 flags for 4 images; give one each"):
+        OnLabelled(LOSS)(logits, label, labelled=torch.ones(3))

@@ -15,7 +15,6 @@ from typing import Any
 
 from bundle_runs import REPOSITORY, finished
 from experiment_runs import SEEDS, Run, publish, train_side_by_side
-from monai.bundle import ConfigParser
 
 from monai_kd.hub import write_checksums
 from monai_kd.visualize import domains_figure, load_records, save_figure
@@ -45,8 +44,27 @@ ON_ONE_SEED = {
     "gkd_cross_only": ("cross_only.yaml",),
 }
 # settings to choose from on the first seed, by the source's validation photographs and shifts of them: overlays and ids
+_ERFNET: Mapping[str, Any] = {  # a teacher without skips: all that it knows passes through its bottleneck
+    "teacher_def": {
+        "_target_": "monai_kd.networks.nets.ERFNet",
+        "in_channels": "@in_channels",
+        "out_channels": "@out_channels",
+    },
+    "teacher_features": 128,
+}
+_FINE: Mapping[str, Any] = {"grid": 16, "latent_length": 64, "latent_hidden": 256}  # a cell for each of its voxels
+_FINE_PATHS = {
+    "teacher_path": "runs/gkd_teacher_erfnet-seed0/model.pt",
+    "autoencoder_path": "runs/gkd_autoencoder_fine-seed0/model.pt",
+}
 SEARCH: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
-    "gkd_light_decoder": ((), {"terms::cross_decoder::weight": 0.1}),
+    "gkd_teacher_erfnet": (("teacher.yaml",), _ERFNET),
+    "gkd_autoencoder_fine": (("autoencoder.yaml",), _FINE),
+    "gkd_alignment_erfnet": (("alignment.yaml",), {**_ERFNET, **_FINE, **_FINE_PATHS}),
+    "gkd_erfnet": (
+        (),
+        {**_ERFNET, **_FINE, **_FINE_PATHS, "alignment_path": "runs/gkd_alignment_erfnet-seed0/model.pt"},
+    ),
 }
 SHIFTS = [name.removeprefix(f"{SOURCE}_") for name in GKD_SHIFTS if name != SOURCE]  # keys of shifts.yaml
 
@@ -143,22 +161,26 @@ def search(workers: int, threads: int) -> None:
     """Train the settings to choose from, after the first seed's arms, and score all on validation and its shifts."""
     seed = SEEDS[0]
     runs = seed_runs(seed)
-    further = []
-    for name, (overlays, settings) in SEARCH.items():
-        run = _run(name, overlays, seed)
-        paths = {} if "teacher.yaml" in overlays else _stage_paths(seed)
-        further.append(replace(run, overrides={**run.overrides, **paths, **settings, "method": name}))
-    teachers = [run for run in further if "teacher.yaml" in run.configs]
-    train_side_by_side(teachers, workers, threads)  # first: others start from them
-    train_side_by_side([run for run in further if run not in teachers], workers, threads)
-    known = [runs.stages["teacher"], runs.stages["scratch"], *(r for r in runs.arms if _name(r) in ON_ALL_SEEDS)]
+    further = [_further(name, *wanted) for name, wanted in SEARCH.items()]
+    for overlays in (("teacher.yaml", "autoencoder.yaml"), ("alignment.yaml",), ()):  # others start from them
+        train_side_by_side([run for run in further if _belongs(run, overlays)], workers, threads)
+    known = [runs.stages["teacher"], runs.stages["scratch"], *runs.arms]
+    further = [run for run in further if not _belongs(run, ("autoencoder.yaml", "alignment.yaml"))]
     for run in (*known, *further):
         for shifted in _shifted(run):
             shifted.score(threads)
 
 
-def _name(run: Run) -> str:
-    return run.name.rpartition("-")[0]
+def _further(name: str, overlays: tuple[str, ...], settings: Mapping[str, Any]) -> Run:
+    run = _run(name, overlays, SEEDS[0])
+    paths = {} if {"teacher.yaml", "autoencoder.yaml"} & set(overlays) else _stage_paths(SEEDS[0])
+    return replace(run, overrides={**run.overrides, **paths, **settings, "method": name})
+
+
+def _belongs(run: Run, overlays: tuple[str, ...]) -> bool:
+    """Tell whether a run is of one of these stages; without any, of the last one."""
+    own = set(run.configs) & {f"{name}.yaml" for name in STAGE_OVERLAYS}
+    return bool(own & set(overlays)) if overlays else not own
 
 
 def _shifted(run: Run) -> list[Run]:

@@ -6,6 +6,7 @@ from monai_kd.data.case_names import case_id
 from monai_kd.data.checks import CaseCheck, case_problems
 from monai_kd.data.drawn_bank import DrawnBank
 from monai_kd.data.image_masks import ImageMaskLayout, image_mask_cases
+from monai_kd.data.labelled_part import labelled_part
 from monai_kd.data.patients import patients_of, read_name_mapping
 from monai_kd.data.phantoms import make_phantoms, phantom_case
 from monai_kd.data.raster import as_color, as_grey
@@ -30,6 +31,7 @@ __all__ = [
     "default_split_file",
     "image_mask_cases",
     "labelled_cases",
+    "labelled_part",
     "make_brats_phantoms",
     "make_phantoms",
     "make_vessel_phantoms",

@@ -22,8 +22,8 @@ class SliceFactsd(MapTransform):
     Args:
         keys: of the image, one key.
         axis: of the volume, along which the slices lie.
-        group: key of the patient: a number made from the file's name without folders and endings, so that it is the
-            same in every process and every run.
+        group: key of the patient: a number made from the text that stands there (cases of several files a patient have
+            a ``group``), else from the file's name without folders and endings; the same in every process and run.
         position: key of the slice, counted from 0 in the volume that was cropped.
         allow_missing_keys: see MONAI.
 
@@ -58,21 +58,21 @@ class SliceFactsd(MapTransform):
                     f"'{key}' is {tuple(image.shape)}: SliceFactsd takes one slice along axis {self.axis}; crop it to "
                     "one before"
                 )
-            result[self.group] = case_number(image)
+            result[self.group] = case_number(result.get(self.group) or _file_name(image))
             result[self.position] = _first_voxel(image, key)[self.axis]
         return result
 
 
-def case_number(image: Any) -> int:
-    """Return a number from 0 to 2**32 - 1 that is made from the name of an image's file.
+def case_number(name: str) -> int:
+    """Return a number from 0 to 2**32 - 1 that is made from a name."""
+    return zlib.crc32(str(name).encode())
 
-    Raises:
-        ValueError: the image does not know its file.
-    """
+
+def _file_name(image: Any) -> str:
     path = getattr(image, "meta", {}).get("filename_or_obj")
     if not path:
         raise ValueError("the image does not know its file: load it by LoadImaged, and keep its metadata")
-    return zlib.crc32(Path(str(path)).name.partition(".")[0].encode())
+    return Path(str(path)).name.partition(".")[0]
 
 
 def _first_voxel(image: Any, key: Hashable) -> list[int]:

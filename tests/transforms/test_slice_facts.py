@@ -64,6 +64,13 @@ def test_the_group_is_the_name_of_the_file_wherever_it_lies(cases, tmp_path):
     assert pipeline(slices())(item)[0]["group"] == pipeline(slices())(cases[0])[0]["group"]
 
 
+def test_cases_that_name_a_group_are_one_patient(cases):
+    first, second = ({**case, "group": "patient 7"} for case in cases)
+    numbers = {pipeline(slices())(case)[0]["group"] for case in (first, second)}
+    assert len(numbers) == 1
+    assert numbers != {pipeline(slices())(cases[0])[0]["group"]}
+
+
 def test_positions_are_those_of_the_volume_that_was_cropped(cases):
     spacing = Spacingd(["image", "label"], pixdim=(1.0, 1.0, 2.0), mode=["nearest", "nearest"])
     for item in pipeline(spacing, slices())(cases[0]):

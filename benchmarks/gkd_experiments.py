@@ -29,15 +29,18 @@ TARGETS = {"retina_stare": "STARE", "retina_drive": "DRIVE/training"}
 # float32 on every machine: the arms may be trained on several
 SETTINGS: Mapping[str, Any] = {"cpu_bfloat16": False}
 STAGE_OVERLAYS = ("teacher", "scratch", "autoencoder", "alignment")
+# overlays of train.yaml by the name of the arm
 ON_ALL_SEEDS = {
     "gkd": (),
     "baseline": ("baseline.yaml",),
     "augmentation": ("augmentation.yaml",),
     "logit_kd": ("logit_kd.yaml",),
+    "photometry": ("baseline.yaml", "photometry.yaml"),
+    "photometry_kd": ("logit_kd.yaml", "photometry.yaml"),
 }
 ON_ONE_SEED = {
-    "augmentation_views": ("augmentation_views.yaml",),
     "views_kd": ("views_kd.yaml",),
+    "gkd_views": ("supervise_views.yaml",),
     "gkd_intra_only": ("intra_only.yaml",),
     "gkd_inter_only": ("inter_only.yaml",),
     "gkd_graphs_only": ("graphs_only.yaml",),
@@ -86,8 +89,14 @@ def seed_runs(seed: int) -> SeedRuns:
         needed = paths if name == "alignment" else {}
         stages[name] = replace(run, overrides={**run.overrides, **needed})
     wanted = {**ON_ALL_SEEDS, **(ON_ONE_SEED if seed == SEEDS[0] else {})}
-    arms = [_run(name, overlays, seed) for name, overlays in wanted.items()]
-    return SeedRuns(stages, [replace(run, overrides={**run.overrides, **paths}) for run in arms])
+    arms = [_arm(name, overlays, seed, paths) for name, overlays in wanted.items()]
+    return SeedRuns(stages, arms)
+
+
+def _arm(name: str, overlays: tuple[str, ...], seed: int, paths: Mapping[str, str]) -> Run:
+    run = _run(name, overlays, seed)
+    named = {"method": name} if "photometry.yaml" in overlays else {}  # which stands behind an arm of another name
+    return replace(run, overrides={**run.overrides, **paths, **named})
 
 
 def _run(name: str, overlays: Iterable[str], seed: int) -> Run:

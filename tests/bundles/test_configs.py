@@ -39,8 +39,8 @@ GKD_PARTS = (
     "contrastive",
     "supervise_views",
 )
-CONTROLS = ("baseline", "augmentation", "augmentation_views", "logit_kd", "views_kd")
-OTHERS = ("cached_teacher", "polyps", "liver", "paper")
+CONTROLS = ("baseline", "augmentation", "logit_kd", "views_kd")
+OTHERS = ("cached_teacher", "photometry", "polyps", "liver", "paper")
 
 # what each bundle ships, and every combination of files that its documents name
 FILES = {

@@ -21,7 +21,7 @@ from monai_kd.visualize.documents import GKD_SHIFTS
 SMALL = {"epochs": 1, "batch_size": 2, "num_samples": 2, "patch_size": [32, 32]}
 STAGES = ("teacher", "scratch", "autoencoder", "alignment")
 PARTS = ("intra_only", "inter_only", "graphs_only", "cross_only", "contrastive", "supervise_views", "cached_teacher")
-CONTROLS = ("baseline", "augmentation", "augmentation_views", "logit_kd", "views_kd")
+CONTROLS = ("baseline", "augmentation", "logit_kd", "views_kd")
 FROZEN = ("teacher", "aligned")
 
 
@@ -42,7 +42,7 @@ def student_after(flow: ConfigWorkflow, iterations: int = 3) -> float:
     "names",
     [
         (),
-        *((f"{name}.yaml",) for name in (*STAGES, *PARTS, *CONTROLS, "polyps", "liver")),
+        *((f"{name}.yaml",) for name in (*STAGES, *PARTS, *CONTROLS, "photometry", "polyps", "liver")),
         *((data, f"{name}.yaml") for data in ("polyps.yaml", "liver.yaml") for name in STAGES),
     ],
     ids=lambda names: "+".join(name.split(".")[0] for name in names) or "train",
@@ -83,18 +83,29 @@ def test_the_method_and_its_controls_start_from_the_scratch_student_and_see_the_
         assert all(torch.equal(value, scratch[key]) for key, value in state.items())
         seen[name] = first_batches(flow, 2)
     first = seen.pop("train")
-    for name, batches in seen.items():
+    for batches in seen.values():
         for ours, theirs in zip(first, batches, strict=True):
-            same = {key: torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in ours}
-            # the control without strong photometry sees the same patches as they are
-            plain = name == "baseline"
-            assert (same["label"], same["image"], same["views"]) == (True, not plain, not plain), name
+            for key in ("image", "label", "views"):
+                assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key]))
+
+
+def test_strong_photometry_changes_the_image_and_leaves_the_patch_where_it_is(bundle, workflow):
+    plain, strong = (
+        first_batches(ready(workflow(bundle, ("train.yaml", "baseline.yaml", *more), **SMALL)), 2)
+        for more in ((), ("photometry.yaml",))
+    )
+    for ours, theirs in zip(plain, strong, strict=True):
+        same = {
+            key: torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in ("image", "label")
+        }
+        assert same == {"image": False, "label": True}
 
 
 def test_arms_that_are_compared_share_the_schedule(bundle, workflow):
     hashes = {}
-    for name in ("train", *CONTROLS, *(part for part in PARTS if part != "cached_teacher")):
-        files = ("train.yaml", *((f"{name}.yaml",) if name != "train" else ()))
+    others = [(f"{name}.yaml",) for name in (*CONTROLS, *(part for part in PARTS if part != "cached_teacher"))]
+    for name in ((), *others, ("baseline.yaml", "photometry.yaml"), ("logit_kd.yaml", "photometry.yaml")):
+        files = ("train.yaml", *name)
         flow = ready(workflow(bundle, files, **SMALL))
         (record,) = (
             handler.content for handler in get(flow, "train::handlers") if type(handler).__name__ == "TrainingRecord"
@@ -143,7 +154,8 @@ KNOBS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"latent_length": 1}, ()),
     ({"grid": 4}, ()),
     ({"latent_hidden": 32}, ()),
-    ({"anchor_photometry": {"_target_": "Identityd", "keys": "image"}}, ()),
+    ({"anchor_photometry": "@strong_photometry"}, ()),
+    ({"strong_photometry::transforms::5::std": 2.0}, ("photometry.yaml",)),
     ({"freeze_alignment": False}, ()),
     ({"graph_form": "contrastive"}, ()),
     ({"graph_center": True}, ()),

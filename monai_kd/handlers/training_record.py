@@ -68,7 +68,7 @@ class TrainingRecord(RunRecord):
         device: where it trains.
         network: the student (or teacher) whose weights are saved.
         evaluator: the validation engine, with :class:`~monai_kd.handlers.CaseScores` among its handlers.
-        train_data, validation_data: the data lists in use.
+        train_data, validation_data: the data lists in use; cases with a false ``labelled`` count apart, as ``unlabelled``.
         split: the :class:`~monai_kd.data.CaseSplit` they came from, if they did.
         distiller: the :class:`~monai_kd.distillers.Distiller` (or its DDP wrapper), None for plain training.
         weights_name: file name of the best weights in ``run_dir``.
@@ -103,8 +103,9 @@ class TrainingRecord(RunRecord):
         super().__init__(run_dir, bundle, method, protocol, class_names, device, network, bundle_root)
         self.evaluator = evaluator
         self.weights_name = weights_name
+        unlabelled = [case_id(item["image"]) for item in train_data if not item.get("labelled", True)]
         ids = {
-            "train": [case_id(item["image"]) for item in train_data],
+            "train": [name for item in train_data if (name := case_id(item["image"])) not in unlabelled],
             "validation": [case_id(item["image"]) for item in validation_data],
         }
         if split is not None and split.loaded:
@@ -114,6 +115,8 @@ class TrainingRecord(RunRecord):
         self.content["protocol"].update(
             {"split_hash": ids_hash(ids), **{f"n_{section}": len(names) for section, names in ids.items()}}
         )
+        if unlabelled:  # a comparison is of equal labels
+            self.content["protocol"].update({"n_unlabelled": len(unlabelled), "unlabelled": sorted(unlabelled)})
         # `cpu_bfloat16` and `amp` are expressions, so the hardware decides what they mean
         asked = self.config.get("cpu_bfloat16")
         precision = [self.content["device"]["type"], asked if isinstance(asked, bool) else cpu_has_bfloat16()]

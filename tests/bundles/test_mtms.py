@@ -1,0 +1,129 @@
+"""The bundle mtms-kd, in preparation: every term teaches, unlabelled images are in their place, knobs count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import TINY
+from flows import checksum, first_batches, get, ready
+
+SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 2, "num_samples": 3, "pixel_size": 1.0}
+CONTRASTS = ("encoder", "bottleneck", "decoder")
+PARTS = tuple(f"{name}_only" for name in CONTRASTS)
+ARMS = ("baseline", "logit_kd", *PARTS, "unlabelled")
+
+
+@pytest.fixture
+def bundle(repository: Path) -> Path:
+    return repository / "bundles" / "_mtms-kd"
+
+
+def files(*names: str) -> tuple[str, ...]:
+    return ("train.yaml", *(f"{name}.yaml" for name in names))
+
+
+def student_after(flow, iterations: int = 2) -> float:
+    first_batches(ready(flow), iterations)
+    return checksum(get(flow, "network").parameters())
+
+
+@pytest.mark.parametrize("names", [(), ("teacher",), *((name,) for name in ARMS)], ids=lambda names: "+".join(names))
+def test_every_overlay_moves_every_weight_of_what_it_trains_and_scores_it(bundle, workflow, names):
+    flow = ready(workflow(bundle, files(*names), **SMALL))
+    network = get(flow, "network")
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    batches = first_batches(flow, 2)
+    assert all(batch["image"].shape == (6, 1, 32, 32) for batch in batches)
+    still = [key for key, value in network.named_parameters() if torch.equal(value, before[key])]
+    # a convolution before batch normalization has a bias without effect; its gradient is rounding, or nothing
+    assert [key for key in still if not key.endswith("bias")] == []
+    evaluator = get(flow, "validate::evaluator")
+    evaluator.run()
+    assert 0.0 <= evaluator.state.metrics["val_mean_dice"] <= 1.0
+
+
+def pull(flow, name: str) -> float:
+    """How long the gradient of a term at the student's own weights is, on the first batch."""
+    ready(flow)
+    (batch,) = first_batches(flow, 1)
+    distiller, network = get(flow, "distiller"), get(flow, "network")
+    given = {key: torch.as_tensor(batch[key]) for key in ("image", *get(flow, "extra_keys"))}
+    values = distiller.term_values(distiller.views(given.pop("image"), given.pop("label"), **given))
+    network.zero_grad()
+    values[name].backward()
+    return sum(float(p.grad.abs().sum()) for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("mode", ["instance", "dense", "supervised"])
+@pytest.mark.parametrize("name", [*CONTRASTS, "maps", "seg"])
+def test_every_term_has_a_gradient_at_the_student(bundle, workflow, name, mode):
+    extra = {"contrast_mode": mode, **({"grid": 8} if mode == "supervised" else {})}
+    assert pull(workflow(bundle, files(), **SMALL, **extra, neighbors=0), name) > 1e-6
+
+
+def test_the_reconstruction_trains_the_encoder_and_sees_less_than_it_rebuilds(bundle, workflow):
+    flow = workflow(bundle, files("teacher"), **SMALL, hidden_parts=4, hidden_size=8)
+    assert pull(flow, "reconstruction") > 1e-6
+    shown = [(batch["image"] != batch["original"]).any().item() for batch in first_batches(flow, 2)]
+    assert any(shown)
+
+
+def test_the_student_has_half_of_the_labels_and_the_teacher_all(bundle, workflow):
+    def cases(*names: str, **extra: Any) -> list[dict]:
+        return get(workflow(bundle, files(*names), **SMALL, **extra), "train::dataset").data
+
+    every = cases("teacher")
+    assert all(case["labelled"] for case in every)
+    half = cases()
+    assert len(half) == -(-len(every) // 2)
+    mixed = cases("unlabelled")
+    assert [case["image"] for case in mixed] == [case["image"] for case in every]
+    assert [case["image"] for case in mixed if case["labelled"]] == [case["image"] for case in half]
+    assert len(cases(labelled_fraction=1.0)) == len(every)
+    assert [c["image"] for c in cases(labelled_seed=1)] != [c["image"] for c in half]
+
+
+def test_arms_share_schedule_and_number_of_steps(bundle, workflow):
+    hashes, steps = {}, set()
+    for names in ((), *((name,) for name in ARMS)):
+        flow = ready(workflow(bundle, files(*names), **SMALL))
+        (record,) = (h.content for h in get(flow, "train::handlers") if type(h).__name__ == "TrainingRecord")
+        hashes[names] = record["schedule_hash"]
+        steps.add(len(get(flow, "train::dataloader")))
+    assert len(set(hashes.values())) == 1, hashes
+    assert record["protocol"]["n_unlabelled"] > 0  # of the last, which has more images
+    assert len(record["protocol"]["unlabelled"]) == record["protocol"]["n_unlabelled"]
+    assert steps == {TINY["_mtms-kd"]["volumes_per_epoch"] // SMALL["batch_size"]}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"contrast_tau": 0.5},
+        {"grid": 2},
+        {"head_hidden": 8},
+        {"target_width": 4},
+        {"queue_size": 0},
+        {"neighbors": 0},
+        {"temperature": 1.0},
+        {"contrast_mode": "dense"},
+        {"pixel_size": 1.5},
+        {"labelled_seed": 1},
+        {"num_samples": 2},
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_a_knob_changes_what_is_learned(bundle, workflow, changed):
+    base = student_after(workflow(bundle, files(), **{**SMALL, "epochs": 2}), 4)
+    assert student_after(workflow(bundle, files(), **{**SMALL, "epochs": 2, **changed}), 4) != base
+
+
+def test_what_a_student_ships_has_no_head_and_no_queue(bundle, workflow):
+    flow = ready(workflow(bundle, files(), **SMALL))
+    first_batches(flow, 1)
+    state = get(flow, "distiller").state_dict()
+    extra = {key.split(".")[0] for key in state} - {key.split(".")[0] for key in get(flow, "network").state_dict()}
+    assert extra == {"adapters", "losses"}

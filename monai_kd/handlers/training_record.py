@@ -68,7 +68,7 @@ class TrainingRecord(RunRecord):
         device: where it trains.
         network: the student (or teacher) whose weights are saved.
         evaluator: the validation engine, with :class:`~monai_kd.handlers.CaseScores` among its handlers.
-        train_data, validation_data: the data lists in use; cases with a false ``labelled`` count apart, as ``unlabelled``.
+        train_data, validation_data: the data lists in use; cases with a false ``labelled`` count apart.
         split: the :class:`~monai_kd.data.CaseSplit` they came from, if they did.
         distiller: the :class:`~monai_kd.distillers.Distiller` (or its DDP wrapper), None for plain training.
         weights_name: file name of the best weights in ``run_dir``.

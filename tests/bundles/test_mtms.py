@@ -123,7 +123,7 @@ def test_a_knob_changes_what_is_learned(bundle, workflow, changed):
 
 def test_what_a_student_ships_has_no_head_and_no_queue(bundle, workflow):
     flow = ready(workflow(bundle, files(), **SMALL))
-    first_batches(flow, 1)
+    first_batches(flow, 2)
     state = get(flow, "distiller").state_dict()
     extra = {key.split(".")[0] for key in state} - {key.split(".")[0] for key in get(flow, "network").state_dict()}
     assert extra == {"adapters", "losses"}

@@ -13,7 +13,7 @@ from flows import checksum, first_batches, get, ready
 SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 2, "num_samples": 3, "pixel_size": 1.0}
 CONTRASTS = ("encoder", "bottleneck", "decoder")
 PARTS = tuple(f"{name}_only" for name in CONTRASTS)
-ARMS = ("baseline", "logit_kd", *PARTS, "unlabelled")
+ARMS = ("baseline", "logit_kd", *PARTS, "unlabelled", "supervised", "dense")
 
 
 @pytest.fixture
@@ -30,9 +30,17 @@ def student_after(flow, iterations: int = 2) -> float:
     return checksum(get(flow, "network").parameters())
 
 
-@pytest.mark.parametrize("names", [(), ("teacher",), *((name,) for name in ARMS)], ids=lambda names: "+".join(names))
+WIDE: tuple[tuple[str, ...], ...] = (("wide_student",), ("baseline", "wide_student"), ("trans_teacher",))
+WIDE += (("trans_teacher", "teacher"), ("paper", "teacher"), ("baseline", "one_component"))
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("teacher",), *((name,) for name in ARMS), *WIDE], ids=lambda names: "+".join(names) or "train"
+)
 def test_every_overlay_moves_every_weight_of_what_it_trains_and_scores_it(bundle, workflow, names):
-    flow = ready(workflow(bundle, files(*names), **SMALL))
+    widths = {"trans_teacher": [16, 16, 16, 64], "paper": [4, 8, 8, 8, 8]}
+    tiny = [{"teacher_def::channels": widths[name]} for name in names if name in widths]
+    flow = ready(workflow(bundle, files(*names), **SMALL, **(tiny[0] if tiny else {})))
     network = get(flow, "network")
     before = {key: value.clone() for key, value in network.named_parameters()}
     batches = first_batches(flow, 2)
@@ -87,15 +95,15 @@ def test_the_student_has_half_of_the_labels_and_the_teacher_all(bundle, workflow
 
 
 def test_arms_share_schedule_and_number_of_steps(bundle, workflow):
-    hashes, steps = {}, set()
+    hashes, steps, records = {}, set(), {}
     for names in ((), *((name,) for name in ARMS)):
         flow = ready(workflow(bundle, files(*names), **SMALL))
         (record,) = (h.content for h in get(flow, "train::handlers") if type(h).__name__ == "TrainingRecord")
-        hashes[names] = record["schedule_hash"]
+        hashes[names], records[names] = record["schedule_hash"], record["protocol"]
         steps.add(len(get(flow, "train::dataloader")))
     assert len(set(hashes.values())) == 1, hashes
-    assert record["protocol"]["n_unlabelled"] > 0  # of the last, which has more images
-    assert len(record["protocol"]["unlabelled"]) == record["protocol"]["n_unlabelled"]
+    assert len(records["unlabelled",].pop("unlabelled")) == records["unlabelled",].pop("n_unlabelled") > 0
+    assert all(protocol == records[()] for protocol in records.values())
     assert steps == {TINY["_mtms-kd"]["volumes_per_epoch"] // SMALL["batch_size"]}
 
 

@@ -35,10 +35,10 @@ ON_ALL_SEEDS = {
     "baseline": ("baseline.yaml",),
     "augmentation": ("augmentation.yaml",),
     "logit_kd": ("logit_kd.yaml",),
-    "photometry": ("baseline.yaml", "photometry.yaml"),
-    "photometry_kd": ("logit_kd.yaml", "photometry.yaml"),
 }
 ON_ONE_SEED = {
+    "photometry": ("baseline.yaml", "photometry.yaml"),
+    "photometry_kd": ("logit_kd.yaml", "photometry.yaml"),
     "views_kd": ("views_kd.yaml",),
     "gkd_views": ("supervise_views.yaml",),
     "gkd_intra_only": ("intra_only.yaml",),
@@ -47,26 +47,18 @@ ON_ONE_SEED = {
     "gkd_cross_only": ("cross_only.yaml",),
 }
 # settings to choose from on the first seed, by the source's validation photographs and shifts of them: overlays and ids
-_ERFNET: Mapping[str, Any] = {  # a teacher without skips: all that it knows passes through its bottleneck
-    "teacher_def": {
-        "_target_": "monai_kd.networks.nets.ERFNet",
-        "in_channels": "@in_channels",
-        "out_channels": "@out_channels",
-    },
-    "teacher_features": 128,
-}
-_FINE: Mapping[str, Any] = {"grid": 16, "latent_length": 64, "latent_hidden": 256}  # a cell for each of its voxels
-_FINE_PATHS = {
-    "teacher_path": "runs/gkd_teacher_erfnet-seed0/model.pt",
-    "autoencoder_path": "runs/gkd_autoencoder_fine-seed0/model.pt",
-}
 SEARCH: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
-    "gkd_teacher_erfnet": (("teacher.yaml",), _ERFNET),
-    "gkd_autoencoder_fine": (("autoencoder.yaml",), _FINE),
-    "gkd_alignment_erfnet": (("alignment.yaml",), {**_ERFNET, **_FINE, **_FINE_PATHS}),
-    "gkd_erfnet": (
-        (),
-        {**_ERFNET, **_FINE, **_FINE_PATHS, "alignment_path": "runs/gkd_alignment_erfnet-seed0/model.pt"},
+    # a teacher without skips: all that it knows passes through its bottleneck
+    "gkd_teacher_erfnet": (
+        ("teacher.yaml",),
+        {
+            "teacher_def": {
+                "_target_": "monai_kd.networks.nets.ERFNet",
+                "in_channels": "@in_channels",
+                "out_channels": "@out_channels",
+            },
+            "teacher_features": 128,
+        },
     ),
 }
 SHIFTS = [name.removeprefix(f"{SOURCE}_") for name in GKD_SHIFTS if name != SOURCE]  # keys of shifts.yaml
@@ -171,25 +163,18 @@ def search(workers: int, threads: int) -> None:
     seed = SEEDS[0]
     runs = seed_runs(seed)
     further = [_further(name, *wanted) for name, wanted in SEARCH.items()]
-    for overlays in (("teacher.yaml", "autoencoder.yaml"), ("alignment.yaml",), ()):  # others start from them
-        train_side_by_side([run for run in further if _belongs(run, overlays)], workers, threads)
-    known = [runs.stages["teacher"], runs.stages["scratch"], *runs.arms]
-    further = [run for run in further if not _belongs(run, ("autoencoder.yaml", "alignment.yaml"))]
-    for run in (*known, *further):
+    teachers = [run for run in further if "teacher.yaml" in run.configs]
+    train_side_by_side(teachers, workers, threads)  # first: others start from them
+    train_side_by_side([run for run in further if run not in teachers], workers, threads)
+    for run in (runs.stages["teacher"], runs.stages["scratch"], *runs.arms, *further):
         for shifted in _shifted(run):
             shifted.score(threads)
 
 
 def _further(name: str, overlays: tuple[str, ...], settings: Mapping[str, Any]) -> Run:
     run = _run(name, overlays, SEEDS[0])
-    paths = {} if {"teacher.yaml", "autoencoder.yaml"} & set(overlays) else _stage_paths(SEEDS[0])
+    paths = {} if "teacher.yaml" in overlays else _stage_paths(SEEDS[0])
     return replace(run, overrides={**run.overrides, **paths, **settings, "method": name})
-
-
-def _belongs(run: Run, overlays: tuple[str, ...]) -> bool:
-    """Tell whether a run is of one of these stages; without any, of the last one."""
-    own = set(run.configs) & {f"{name}.yaml" for name in STAGE_OVERLAYS}
-    return bool(own & set(overlays)) if overlays else not own
 
 
 def _shifted(run: Run) -> list[Run]:

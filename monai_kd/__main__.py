@@ -277,6 +277,20 @@ def stages(bundle: str, out: str = "runs/stages", only: str = "", overlays: str 
         print(f"trained: {folder}")
 
 
+def slices(dataset_dir: str, out: str, window: list[float] | None = None, pixel_size: float | None = None) -> None:
+    """Write the slices of labelled volumes as PNG, with a table of where each came from.
+
+    Args:
+        dataset_dir: volumes in the MSD layout.
+        out: folder that gets images, labels and slices.csv.
+        window: "[-160,240]", least and greatest intensity; empty takes the percentiles 0.5 and 99.5 of each volume.
+        pixel_size: mm, to which slices are resampled; empty keeps them.
+    """
+    from monai_kd.data import write_slices
+
+    print(f"written: {write_slices(dataset_dir, out, window, pixel_size)}")
+
+
 def sync(bundles_dir: str = "bundles", check: bool = False) -> None:
     """Bring shared blocks, infer.json and checksums of bundles in line with bundles/_shared, inference.yaml, weights.
 
@@ -344,6 +358,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     verify,
     doctor,
     calibrate,
+    slices,
     stages,
     fetch,
     push,

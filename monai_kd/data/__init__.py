@@ -10,6 +10,7 @@ from monai_kd.data.labelled_part import labelled_part
 from monai_kd.data.patients import patients_of, read_name_mapping
 from monai_kd.data.phantoms import make_phantoms, phantom_case
 from monai_kd.data.raster import as_color, as_grey
+from monai_kd.data.slice_files import write_slices
 from monai_kd.data.splits import CaseSplit, default_dataset_dir, default_split_file, labelled_cases
 from monai_kd.data.targets import target_dirs
 from monai_kd.data.vessel_phantoms import make_vessel_phantoms, vessel_phantom
@@ -42,4 +43,5 @@ __all__ = [
     "target_dirs",
     "vessel_phantom",
     "volume_facts",
+    "write_slices",
 ]

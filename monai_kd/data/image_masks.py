@@ -44,10 +44,12 @@ IMAGE_MASK_LAYOUTS = {
     "stare": ImageMaskLayout(labels="labels_ah/{case}.ah.*"),  # Adam Hoover's; no field-of-view masks are shipped
     "drive": ImageMaskLayout("images/{case}_*.*", "1st_manual/{case}_manual1.*", "mask/{case}_*_mask.*"),
     "cvc_clinicdb": ImageMaskLayout(groups="sequences.csv"),  # frames of one video are near copies of each other
+    "slices": ImageMaskLayout(groups=r"^(.+)_\d{4,}$"),  # of volumes, as write_slices leaves them
     "images_labels": ImageMaskLayout(),
 }
 # what tells a layout, first come first served
 _MARKS = {"chase_db1": "labels_1stHO", "stare": "labels_ah", "drive": "1st_manual", "cvc_clinicdb": "sequences.csv"}
+_MARKS["slices"] = "slices.csv"
 
 
 def image_mask_cases(

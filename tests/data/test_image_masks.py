@@ -144,7 +144,7 @@ def test_what_a_folder_lacks_is_named(chase, spoil, error, message):
 
 def test_wrong_arguments_are_named(chase, tmp_path):
     with pytest.raises(
-        ValueError, match="layout is 'hrf'; known: chase_db1, stare, drive, cvc_clinicdb, images_labels"
+        ValueError, match="layout is 'hrf'; known: chase_db1, stare, drive, cvc_clinicdb, slices, images_labels"
     ):
         image_mask_cases(chase, "hrf")
     with pytest.raises(ValueError, match=r"the pattern of image files is 'images/\*.jpg'; name the case once"):

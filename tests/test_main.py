@@ -43,7 +43,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, arguments, message):
 
 
 def test_every_command_has_help_that_names_its_options(tmp_path):
-    assert len(COMMANDS) == 17
+    assert len(COMMANDS) == 18
     for command in (COMMANDS[0], COMMANDS[4], COMMANDS[-1]):
         text = monai_kd(command.__name__, "--help", cwd=tmp_path)
         assert text.returncode == 0

@@ -42,7 +42,8 @@ class MultiScaleContrastive(nn.Module):
     - ``instance``: the whole map of an image. Right: the same image.
     - ``dense``: each cell of the map. Right: the same cell of the same image.
     - ``supervised``: the mean of the map over each labeled class of an image. Right: all keys of that class, of any
-      image, whose losses are averaged (SupCon, the sum outside of the logarithm).
+      image, whose losses are averaged (SupCon, the sum outside of the logarithm). The maps of the two sides may have
+      other grids; the label is brought to each by area, so that small structures keep a share.
 
     The natural logarithm of the number of keys is chance; 0 is only reached for a small ``tau``. Bring both sides to
     one width first, and to a small grid but with ``supervised``: :class:`monai_kd.networks.ProjectionHead` as adapter,
@@ -70,8 +71,7 @@ class MultiScaleContrastive(nn.Module):
         queue: vectors and facts of each scale; part of the state, so that a resumed training goes on as it would have.
 
     Shape:
-        student, teacher: features ``(B, D, *grid)`` of equal shape, or a list of scales of such; ``supervised``: only
-            B and D agree, the label is brought to each map by area, so that small structures keep a share.
+        student, teacher: features ``(B, D, *grid)`` of equal shape, or a list of scales of such.
         label: class indices ``(B, 1, *spatial)`` or ``(B, *spatial)``; for ``supervised``.
         group: optional whole numbers ``(B,)``: patients. Not below 0.
         position: optional whole numbers ``(B,)``: slices.

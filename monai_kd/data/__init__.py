@@ -7,9 +7,10 @@ from monai_kd.data.checks import CaseCheck, case_problems
 from monai_kd.data.drawn_bank import DrawnBank
 from monai_kd.data.image_masks import ImageMaskLayout, image_mask_cases
 from monai_kd.data.labelled_part import labelled_part
+from monai_kd.data.mixed_sampler import MixedSampler
 from monai_kd.data.patients import patients_of, read_name_mapping
 from monai_kd.data.phantoms import make_phantoms, phantom_case
-from monai_kd.data.raster import as_color, as_grey
+from monai_kd.data.raster import as_classes, as_color, as_grey
 from monai_kd.data.slice_files import write_slices
 from monai_kd.data.splits import CaseSplit, default_dataset_dir, default_split_file, labelled_cases
 from monai_kd.data.targets import target_dirs
@@ -21,7 +22,9 @@ __all__ = [
     "CaseSplit",
     "DrawnBank",
     "ImageMaskLayout",
+    "MixedSampler",
     "VolumeFacts",
+    "as_classes",
     "as_color",
     "as_grey",
     "brats_cases",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from monai.data import PILReader
 
-__all__ = ["RASTER_ENDINGS", "as_color", "as_grey", "is_raster", "read_raster"]
+__all__ = ["RASTER_ENDINGS", "as_classes", "as_color", "as_grey", "is_raster", "read_raster"]
 
 RASTER_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".pgm")
 _EIGHT_BIT = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "La")
@@ -47,6 +47,21 @@ def as_grey(image: Any) -> Any:
         return image
     grey = image.convert("L")
     return grey.point([0] + 255 * [255]) if grey.getextrema()[1] == 1 else grey
+
+
+def as_classes(image: Any) -> Any:
+    """Return a Pillow image with one channel whose levels are class numbers, as they are.
+
+    For ``LoadImaged(keys="label", reader="PILReader", converter=as_classes)`` and the files of
+    :func:`monai_kd.data.write_slices`; :func:`as_grey` takes a highest level of 1 for white.
+
+    Raises:
+        ValueError: a mask in color or with a palette.
+    """
+    if image.mode not in ("1", "L", "I", "I;16"):
+        name = getattr(image, "filename", "") or "the mask"
+        raise ValueError(f"'{name}' has the pixel format {image.mode}; class numbers need one channel, grey")
+    return image.convert("L") if image.mode == "1" else image
 
 
 def _as_stored(image: Any) -> Any:

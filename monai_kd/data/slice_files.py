@@ -33,7 +33,8 @@ def write_slices(
     Volumes are turned to RAS first, and a picture is drawn as radiologists look at it: the patient's right at the left,
     the front above. A name holds the case and the slice, counted from the feet with four digits, so that
     names sort as the slices lie; ``slices.csv`` says what each is. The folder is read again by
-    :func:`monai_kd.data.image_mask_cases` with the layout ``slices``, which keeps the slices of a case together.
+    :func:`monai_kd.data.image_mask_cases` with the layout ``slices``, which keeps the slices of a case together; labels
+    hold class numbers, for :func:`monai_kd.data.as_classes`.
 
     Args:
         dataset_dir: in the MSD layout.

@@ -96,10 +96,11 @@ def _generators_kept(device: torch.device) -> Any:
 
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Let a module work on copies of its buffers: in-place updates and new assignments are gone afterwards."""
+    """Let a module work on copies of its buffers: updates, new assignments and new buffers are gone afterwards."""
     places = [
         (owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)
     ]
+    known = {(id(owner), name) for owner in module.modules() for name in owner._buffers}
     copies = {id(buffer): buffer.detach().clone() for _, _, buffer in places}  # one of a buffer that two modules share
     try:
         for owner, name, buffer in places:
@@ -108,3 +109,6 @@ def _buffers_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for owner, name, buffer in places:
             setattr(owner, name, buffer)
+        for owner in module.modules():
+            for name in [name for name in owner._buffers if (id(owner), name) not in known]:  # made meanwhile
+                delattr(owner, name)

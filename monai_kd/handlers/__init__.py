@@ -15,6 +15,7 @@ from monai_kd.handlers.pixel_scores import PixelScores
 from monai_kd.handlers.progress import Progress
 from monai_kd.handlers.publish import PublishBest
 from monai_kd.handlers.run_dir import clear_run_dir, new_run_name, open_run_dir, require_free_space, run_name
+from monai_kd.handlers.sampler_epoch import SamplerEpoch
 from monai_kd.handlers.scalars import named_scalars
 from monai_kd.handlers.schedules import TermSchedules
 from monai_kd.handlers.teacher_scores import TeacherScores
@@ -34,6 +35,7 @@ __all__ = [
     "Progress",
     "PublishBest",
     "ResumableTraining",
+    "SamplerEpoch",
     "SaveBest",
     "TeacherScores",
     "TermSchedules",

@@ -36,6 +36,7 @@ _STEP_IDS = (
     "normalize",
     "to_grid",
     "input_source",
+    "largest_component",
 )
 _STEP_NUMBERS = ("diameter", "clip_limit", "window", "pixel_size")  # what these steps take
 _NOT_PROTOCOL_STEPS = ("data", "dataset", "dataloader", "handlers", "evaluator", "key_metric")

@@ -217,6 +217,8 @@ def refuse_other_run(earlier: Mapping[str, Any], now: Mapping[str, Any], run_dir
     changed = _differences(earlier["config"], now["config"], PLACE_IDS)
     if earlier["protocol"]["split_hash"] != now["protocol"]["split_hash"]:
         changed.append("the cases")
+    if earlier["protocol"].get("unlabelled") != now["protocol"].get("unlabelled"):
+        changed.append("the cases without labels")
     changed += _other_weights(earlier, now)
     for name, before, after in (
         ("processes", earlier.get("processes"), now.get("processes")),

@@ -8,7 +8,7 @@ from monai_kd.losses.dist import CorrelationDistillation
 from monai_kd.losses.dkd import DecoupledKL
 from monai_kd.losses.feature_mimic import FeatureMimic
 from monai_kd.losses.intra_class import IntraClassVariation
-from monai_kd.losses.multi_scale_contrastive import MultiScaleContrastive
+from monai_kd.losses.multi_scale_contrastive import ContrastQueues, MultiScaleContrastive
 from monai_kd.losses.multi_teacher import MultiTeacherKL
 from monai_kd.losses.on_labelled import OnLabelled
 from monai_kd.losses.performance import PerformanceKL, performance_weights
@@ -26,6 +26,7 @@ __all__ = [
     "ChannelWiseKL",
     "ClassBalance",
     "CompleteGraph",
+    "ContrastQueues",
     "CorrelationDistillation",
     "CosineDistance",
     "DecoupledKL",

@@ -9,28 +9,30 @@ from torch import Tensor
 __all__: list[str] = []
 
 
-def gathered(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, this one's first, without a graph; the processes may have different numbers.
+def gathered(rows: Tensor) -> tuple[Tensor, slice]:
+    """Return the rows of all processes in their order, without a graph, and which of them are this process's.
 
-    Every process has to call it. Without a process group they are the rows themselves.
+    The processes may have different numbers of rows. Every process has to call it. Without a process group they are the
+    rows themselves.
 
     Args:
         rows: ``(n, ...)``; all but ``n`` is the same everywhere.
     """
     world = process_count()
     if world == 1:
-        return rows.detach()
+        return rows.detach(), slice(0, len(rows))
     rank = dist.get_rank()
     counts = torch.zeros(world, dtype=torch.int64, device=rows.device)
     counts[rank] = len(rows)
     dist.all_reduce(counts)
-    most = int(counts.max())
-    padded = rows.new_zeros(most, *rows.shape[1:])
+    numbers = counts.tolist()
+    padded = rows.new_zeros(max(numbers), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in range(world)]
     dist.all_gather(parts, padded)
-    order = [rank, *(other for other in range(world) if other != rank)]
-    return torch.cat([parts[other][: int(counts[other])] for other in order])
+    start = sum(numbers[:rank])
+    together = torch.cat([part[:count] for part, count in zip(parts, numbers, strict=True)])
+    return together, slice(start, start + len(rows))
 
 
 def process_count() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from monai_kd.losses.dense import check_label, check_number, full_precision
 from monai_kd.losses.gather import gathered, process_count, sum_over_processes
 from monai_kd.losses.levels import Features, level_pairs
 
-__all__ = ["MultiScaleContrastive"]
+__all__ = ["ContrastQueues", "MultiScaleContrastive"]
 
 MODES = ("instance", "dense", "supervised")
 _UNKNOWN = -1  # what was not given, or has no meaning outside of its batch
@@ -62,19 +63,18 @@ class MultiScaleContrastive(nn.Module):
         neighbors: slices to each side that are too alike to be wrong keys, where ``group`` is given: keys of the same
             group within so many positions are left out, among them the image itself in the queue. Without ``position``
             the whole group is left out. Not with ``supervised``, whose keys of one class are right in any image.
-        symmetric: add the same with the teacher's vectors as queries and the student's of this process as keys, and
-            halve the sum. The queue has no part in that.
+        symmetric: add the same with the teacher's vectors as queries and the student's of this process alone as keys,
+            and halve the sum. Queue and other processes have no part in that.
         min_voxels: a class with less weight in an image than so many voxels of the map has no vector; ``supervised``.
         ignore_index: voxels with this label do not count; None ignores none.
 
-    Attributes:
-        queue: vectors and facts of each scale; part of the state, so that a resumed training goes on as it would have.
+    The queues are buffers, and no part of the state; :class:`ContrastQueues` saves them.
 
     Shape:
         student, teacher: features ``(B, D, *grid)`` of equal shape, or a list of scales of such.
         label: class indices ``(B, 1, *spatial)`` or ``(B, *spatial)``; for ``supervised``.
-        group: optional whole numbers ``(B,)``: patients. Not below 0.
-        position: optional whole numbers ``(B,)``: slices.
+        group: optional whole numbers ``(B,)`` from 0 on: patients.
+        position: optional whole numbers ``(B,)`` from 0 on: slices.
 
     Returns:
         0-d; exactly 0, with a gradient, where no query has a right and a wrong key (warned once).
@@ -121,6 +121,12 @@ class MultiScaleContrastive(nn.Module):
         position: Tensor | None = None,
     ) -> Tensor:
         pairs = level_pairs(student, teacher, channels=True)
+        if self.mode != "supervised" and (other := [(a, b) for a, b in pairs if a.shape != b.shape]):
+            ours, theirs = (tuple(value.shape) for value in other[0])
+            raise ValueError(
+                f"mode '{self.mode}' compares maps of one grid, got the student's {ours} and the teacher's {theirs}; "
+                "bring both to one by the grid of ProjectionHead and GridPool"
+            )
         losses = [
             self._scale(number, *pair, label=label, group=group, position=position) for number, pair in enumerate(pairs)
         ]
@@ -137,7 +143,8 @@ class MultiScaleContrastive(nn.Module):
         with full_precision(student, teacher) as (student, teacher):
             queries = self._rows(student, facts, given["label"])
             own = self._rows(teacher, facts, given["label"])
-            new = Rows(gathered(own.vectors), _of_other_images(gathered(own.facts), len(own.facts)))
+            vectors, place = gathered(own.vectors)
+            new = Rows(vectors, _of_other_images(gathered(own.facts)[0], place))
             keys = self._with_queue(number, new)
             loss = self._info_nce(queries, keys)
             if self.symmetric:
@@ -216,7 +223,8 @@ class MultiScaleContrastive(nn.Module):
                 f"the queue of scale {number} holds vectors of {vectors.shape[1]} numbers, now got "
                 f"{new.vectors.shape[1]}; pool every image to one grid"
             )
-        return Rows(torch.cat([new.vectors, vectors.to(new.vectors)]), torch.cat([new.facts, facts]))
+        together = torch.cat([new.vectors, vectors.to(new.vectors)])
+        return Rows(together, torch.cat([new.facts, facts.to(new.facts.device)]))
 
     def _enqueue(self, number: int, new: Rows) -> None:
         """Keep the newest vectors; no query finds its own image among them later but by group and position."""
@@ -225,22 +233,56 @@ class MultiScaleContrastive(nn.Module):
         kept = self._with_queue(number, new)
         facts = kept.facts[: self.queue_size].clone()
         facts[:, [IMAGE, ROW]] = _UNKNOWN
-        self.register_buffer(f"vectors_{number}", kept.vectors[: self.queue_size].detach().clone())
-        self.register_buffer(f"facts_{number}", facts)
+        self._keep(number, kept.vectors[: self.queue_size].detach().clone(), facts)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for key, value in state_dict.items():
-            name = key.removeprefix(prefix)
-            if key.startswith(prefix) and name.startswith(("vectors_", "facts_")):
-                self.register_buffer(name, torch.empty_like(value))  # as many rows as were kept
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def _keep(self, number: int, vectors: Tensor, facts: Tensor) -> None:
+        # not part of the state: what a federated client sends must not hold what its images look like
+        self.register_buffer(f"vectors_{number}", vectors, persistent=False)
+        self.register_buffer(f"facts_{number}", facts, persistent=False)
+
+    def queue_state(self) -> dict[str, Tensor]:
+        """Return the queues of all scales, for :class:`ContrastQueues`."""
+        return {name: value for name, value in self._buffers.items() if value is not None}
+
+    def load_queue_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the queues of all scales."""
+        for number in range(sum(name.startswith("vectors_") for name in state)):
+            self._keep(number, state[f"vectors_{number}"].clone(), state[f"facts_{number}"].clone())
+
+
+class ContrastQueues:
+    """The queues of all :class:`MultiScaleContrastive` losses inside a module, as a state to save and load.
+
+    They are no part of the module's own state. With this among the objects of
+    :class:`monai_kd.handlers.ResumableTraining` a resumed training goes on as it would have.
+
+    Args:
+        module: a :class:`monai_kd.distillers.Distiller`, also within DDP.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: loss.queue_state() for name, loss in self._losses().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        losses = self._losses()
+        if state.keys() != losses.keys():
+            raise ValueError(f"the queues are of the losses {sorted(state)}, here are {sorted(losses)}")
+        for name, loss in losses.items():
+            loss.load_queue_state(state[name])
+
+    def _losses(self) -> dict[str, MultiScaleContrastive]:
+        core = getattr(self.module, "module", self.module)
+        return {name: part for name, part in core.named_modules() if isinstance(part, MultiScaleContrastive)}
 
 
 def _image_facts(features: Tensor, group: Tensor | None, position: Tensor | None) -> Tensor:
     """Return what is known of each image, ``(B, 5)``.
 
     Raises:
-        ValueError: other numbers of images, or a group below 0.
+        ValueError: other numbers of images, or a number below 0 or between two whole ones.
     """
     batch, device = len(features), features.device
     facts = torch.full((batch, 5), _UNKNOWN, dtype=torch.int64, device=device)
@@ -251,16 +293,18 @@ def _image_facts(features: Tensor, group: Tensor | None, position: Tensor | None
         plain = torch.as_tensor(values).detach().flatten().to(device)
         if len(plain) != batch:
             raise ValueError(f"{name} has {len(plain)} numbers for {batch} images; give one each")
+        if (plain != plain.long()).any() or (plain < 0).any():
+            raise ValueError(f"{name} holds {plain.min().item():g}; give whole numbers from 0 on")
         facts[:, column] = plain.long()
-        if column == GROUP and (facts[:, GROUP] < 0).any():
-            raise ValueError(f"group holds {int(facts[:, GROUP].min())}; groups are whole numbers from 0 on")
     return facts
 
 
-def _of_other_images(facts: Tensor, own: int) -> Tensor:
+def _of_other_images(facts: Tensor, own: slice) -> Tensor:
     """Return the facts of all processes' rows; those of other processes are no image of this batch."""
+    theirs = torch.ones(len(facts), dtype=torch.bool, device=facts.device)
+    theirs[own] = False
     facts = facts.clone()
-    facts[own:, [IMAGE, ROW]] = _UNKNOWN
+    facts[:, [IMAGE, ROW]] = torch.where(theirs[:, None], _UNKNOWN, facts[:, [IMAGE, ROW]])
     return facts
 
 

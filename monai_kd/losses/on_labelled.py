@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from monai_kd.losses.gather import process_count, sum_over_processes
+
 __all__ = ["OnLabelled"]
 
 
@@ -22,7 +24,8 @@ class OnLabelled(nn.Module):
         student ``(B, ...)``, target ``(B, ...)``, and labelled ``(B,)``, true where the target counts.
 
     Returns:
-        The loss of those images; exactly 0, with a gradient of 0, where there is none.
+        The loss of those images; exactly 0, with a gradient of 0, where there is none. With several processes, all of
+        which have to call it, it is weighed by their numbers of labelled images.
 
     Raises:
         ValueError: another number of flags than of images.
@@ -36,6 +39,7 @@ class OnLabelled(nn.Module):
         keep = torch.as_tensor(labelled).flatten().bool().to(student.device)
         if len(keep) != len(student):
             raise ValueError(f"labelled has {len(keep)} flags for {len(student)} images; give one each")
-        if not keep.any():
-            return student.sum() * 0.0
-        return self.loss(student[keep], target[keep])
+        own = keep.sum()
+        # gradients are averaged over the processes: with this factor they are those of a mean over all labelled images
+        share = own * process_count() / sum_over_processes(own).clamp_min(1)
+        return share * self.loss(student[keep], target[keep]) if own else student.sum() * 0.0

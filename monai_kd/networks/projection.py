@@ -23,8 +23,8 @@ _POOL = {
 class GridPool(nn.Module):
     """Means of feature maps over the cells of a grid, and if asked for fewer channels; nothing is learned.
 
-    Channels are reduced by a fixed matrix with orthonormal rows, drawn from ``seed`` and kept in the state, so that
-    lengths and angles hardly change (Johnson-Lindenstrauss) and a term's target stays where it is.
+    Channels are reduced by a fixed matrix, orthogonal rows of one length that ``seed`` gives: lengths and angles hardly
+    change (Johnson-Lindenstrauss), and a term's target stays where it is.
 
     Args:
         grid: cells along each axis, one number or one for each axis; None keeps the map as it is.
@@ -35,7 +35,7 @@ class GridPool(nn.Module):
         ``(B, C, *spatial)`` with 1 to 3 spatial axes, or a list of such; to ``(B, min(C, width), *grid)``.
 
     Raises:
-        ValueError: a setting out of range, or a grid of other axes than the map.
+        ValueError: a setting out of range; a grid of other axes than the map, or with more cells than it has voxels.
 
     Source: fixed reductions of the teacher, in place of the published 1x1 convolutions that Biswas 2024, arXiv
     2406.03173, draws anew at every step.
@@ -58,21 +58,24 @@ class GridPool(nn.Module):
         channels = value.shape[1]
         if self.width is None or channels <= self.width:
             return value
-        matrix = self._matrix(channels).to(value.device)
+        matrix = self._matrix(channels, value.device)
         with torch.autocast(value.device.type, enabled=False):
             return torch.einsum("wc,bc...->bw...", matrix.to(widen(value).dtype), widen(value))
 
-    def _matrix(self, channels: int) -> Tensor:
+    def _matrix(self, channels: int, device: torch.device | str = "cpu") -> Tensor:
         """Return ``(width, channels)``: the rows that the seed gives, whatever the device and the order of calls."""
         assert self.width is not None
         name = f"_rows_{channels}"
         if name not in self._buffers:
             generator = torch.Generator().manual_seed(self.seed)
-            columns, _ = torch.linalg.qr(torch.randn(channels, self.width, generator=generator, dtype=torch.float64))
+            columns, upper = torch.linalg.qr(
+                torch.randn(channels, self.width, generator=generator, dtype=torch.float64)
+            )
+            columns = columns * upper.diagonal().sign()  # which libraries choose as they like
             scale = math.sqrt(channels / self.width)  # lengths stay the same on average
-            self.register_buffer(name, scale * columns.T.float(), persistent=False)
+            self.register_buffer(name, (scale * columns.T).float().to(device), persistent=False)
         matrix: Tensor = self._buffers[name]  # type: ignore[assignment]
-        return matrix
+        return matrix.to(device)
 
 
 class ProjectionHead(LazyAdapter):
@@ -155,5 +158,9 @@ def pool_to_grid(value: Tensor, grid: int | tuple[int, ...] | None) -> Tensor:
     cells = (grid,) * axes if isinstance(grid, int) else grid
     if axes not in _POOL or len(cells) != axes:
         raise ValueError(f"a map {tuple(value.shape)} does not go with the grid {grid}; give a number for each axis")
+    if any(own < most for own, most in zip(value.shape[2:], cells, strict=True)):
+        raise ValueError(
+            f"a map {tuple(value.shape)} has fewer voxels than the grid {cells} has cells; give a coarser one"
+        )
     pool: Any = _POOL[axes]
     return value if tuple(value.shape[2:]) == cells else pool(value, cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ __all__ = ["SliceFactsd"]
 class SliceFactsd(MapTransform):
     """Add the patient and the position of a slice, for losses that must not tell neighbors apart.
 
-    Place it right behind the crop that took the slice out of its volume, such as ``RandCropByPosNegLabeld`` with
+    Place it behind the crop that took the slice out of its volume, such as ``RandCropByPosNegLabeld`` with
     ``spatial_size: [-1, -1, 1]``, and before the axis is squeezed.
 
     Args:
@@ -59,7 +60,7 @@ class SliceFactsd(MapTransform):
                     "one before"
                 )
             result[self.group] = case_number(result.get(self.group) or _file_name(image))
-            result[self.position] = _first_voxel(image, key)[self.axis]
+            result[self.position] = _place(image, key, self.axis)
         return result
 
 
@@ -72,15 +73,26 @@ def _file_name(image: Any) -> str:
     path = getattr(image, "meta", {}).get("filename_or_obj")
     if not path:
         raise ValueError("the image does not know its file: load it by LoadImaged, and keep its metadata")
-    return Path(str(path)).name.partition(".")[0]
+    return re.sub(r"\.(nii\.gz|[^.]*)$", "", Path(str(path)).name, flags=re.IGNORECASE)
 
 
-def _first_voxel(image: Any, key: Hashable) -> list[int]:
-    """Return where the last crop began along each axis of the volume."""
-    for operation in reversed(getattr(image, "applied_operations", [])):
-        facts: Any = operation
-        while isinstance(facts, Mapping):
-            if "cropped" in facts:
-                return [int(before) for before in facts["cropped"][::2]]
-            facts = facts.get("extra_info")
-    raise ValueError(f"'{key}' has no crop on record: place SliceFactsd right behind the crop that takes the slice out")
+def _place(image: Any, key: Hashable, axis: int) -> int:
+    """Return where the last crop that made the volume shorter along an axis began."""
+    crops = [crop for operation in getattr(image, "applied_operations", []) if (crop := _cropped(operation))]
+    if not crops:
+        raise ValueError(f"'{key}' has no crop on record: place SliceFactsd behind the crop that takes the slice out")
+    for crop in reversed(crops):
+        before, after = crop[::2][axis], crop[1::2][axis]
+        if before or after:
+            return int(before)
+    return 0  # the volume was a single slice
+
+
+def _cropped(operation: Any) -> list[int]:
+    """Return how many voxels a recorded operation cut off before and behind, axis by axis; of no crop nothing."""
+    facts: Any = operation
+    while isinstance(facts, Mapping):
+        if "cropped" in facts:
+            return list(facts["cropped"])
+        facts = facts.get("extra_info")
+    return []

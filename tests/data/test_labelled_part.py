@@ -33,6 +33,20 @@ def test_the_others_can_be_kept_without_their_labels():
     assert names(case for case in everything if case["labelled"]) == names(labelled_part(CASES, 0.5))
 
 
+def test_groups_are_drawn_whatever_the_order_and_counts_are_exact():
+    cases = [{**case, "group": f"patient {number // 3}"} for number, case in enumerate(CASES)]
+    turned = labelled_part(cases[5:] + cases[:5], 0.5)
+    assert set(names(turned)) == set(names(labelled_part(cases, 0.5)))
+    many = [{"image": f"case_{number:03}.nii.gz", "label": "x"} for number in range(100)]
+    assert [len(labelled_part(many, fraction)) for fraction in (0.07, 0.55, 0.551)] == [7, 55, 56]
+
+
+def test_a_case_less_changes_little():
+    many = [{"image": f"case_{number:03}.nii.gz", "label": "x"} for number in range(100)]
+    before, after = set(names(labelled_part(many, 0.5))), set(names(labelled_part(many[1:], 0.5)))
+    assert len(before ^ after) <= 2
+
+
 def test_cases_of_a_patient_share_their_flag():
     cases = [{**case, "group": f"patient {number // 3}"} for number, case in enumerate(CASES)]
     for seed in range(5):

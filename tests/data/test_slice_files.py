@@ -8,9 +8,10 @@ import json
 import nibabel
 import numpy as np
 import pytest
+from monai.transforms import LoadImage
 from PIL import Image
 
-from monai_kd.data import CaseSplit, image_mask_cases, write_slices
+from monai_kd.data import CaseSplit, as_classes, image_mask_cases, write_slices
 
 SHAPE = (6, 8, 120)
 
@@ -78,6 +79,23 @@ def test_the_folder_is_read_back_and_a_split_keeps_patients_together(data, tmp_p
     patients = [{name.rpartition("_")[0] for name in names} for names in ids.values()]
     assert all(len(found) == 1 for found in patients)
     assert len(set().union(*patients)) == 3
+
+
+def test_class_numbers_survive_the_way_through_the_files(data, tmp_path):
+    label = nibabel.load(data / "labelsTr/a_01.nii.gz")
+    some = np.zeros(SHAPE)
+    some[1, 2, 0], some[3, 4, 1], some[2, 2, 1] = 1, 1, 2  # one slice has 0 and 1 alone
+    nibabel.save(nibabel.Nifti1Image(some.astype(np.float32), label.affine), data / "labelsTr/a_01.nii.gz")
+    out = write_slices(data, tmp_path / "out", progress=False)
+    load = LoadImage(image_only=True, reader="PILReader", converter=as_classes)
+    assert [sorted(load(out / "labels" / f"a_01_000{k}.png").unique().tolist()) for k in (0, 1, 2)] == [
+        [0, 1],
+        [0, 1, 2],
+        [0],
+    ]
+    Image.new("RGB", (4, 4)).save(tmp_path / "color.png")
+    with pytest.raises(ValueError, match=r"color.png' has the pixel format RGB; class numbers need one channel"):
+        as_classes(Image.open(tmp_path / "color.png"))
 
 
 def test_what_cannot_be_written_is_refused(data, tmp_path):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from monai_kd.distillers import Term
-from monai_kd.losses import MultiScaleContrastive
+from monai_kd.losses import ContrastQueues, MultiScaleContrastive
 from monai_kd.networks import GridPool, ProjectionHead
 
 MODES = ("instance", "dense", "supervised")
@@ -227,8 +227,15 @@ def test_numbers_that_do_not_go_together_are_refused():
     loss = MultiScaleContrastive()
     with pytest.raises(ValueError, match="group has 3 numbers for 4 images; give one each"):
         loss(student, student, group=torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match="group holds -2; groups are whole numbers from 0 on"):
+    with pytest.raises(ValueError, match="group holds -2; give whole numbers from 0 on"):
         loss(student, student, group=torch.tensor([1, 2, -2, 3]))
+    with pytest.raises(ValueError, match=r"position holds 0\.5; give whole numbers from 0 on"):
+        loss(student, student, position=torch.tensor([1, 2, 0.5, 3]))
+    for mode in ("instance", "dense"):
+        with pytest.raises(
+            ValueError, match=rf"mode '{mode}' compares maps of one grid, got the student's \(4, 6, 3, 2\)"
+        ):
+            MultiScaleContrastive(mode)(student, maps(size=(2, 3)))
     with pytest.raises(ValueError, match="differ in their channels"):
         loss(student, student[:, :2])
 
@@ -306,11 +313,15 @@ def test_a_single_image_meets_the_queue_and_its_own_past_is_left_out_by_its_grou
     torch.testing.assert_close(value, F.cross_entropy(query @ keys.T / 0.1, torch.tensor([0])))  # its past counts once
 
 
-def test_a_resumed_training_goes_on_with_the_queue():
+def test_queues_are_no_part_of_a_state_and_a_resumed_training_goes_on_with_them():
     loss, other = MultiScaleContrastive(queue_size=6), MultiScaleContrastive(queue_size=6)
+    modules = [torch.nn.ModuleDict({"term": value}) for value in (loss, other)]
     loss(maps(seed=1), maps(seed=2))
-    other.load_state_dict(loss.state_dict())
+    assert modules[0].state_dict() == {}
+    ContrastQueues(modules[1]).load_state_dict(ContrastQueues(modules[0]).state_dict())
     assert torch.equal(other(maps(seed=3), maps(seed=4)), loss(maps(seed=3), maps(seed=4)))
+    with pytest.raises(ValueError, match=r"the queues are of the losses \['term'\], here are \[\]"):
+        ContrastQueues(torch.nn.Identity()).load_state_dict(ContrastQueues(modules[0]).state_dict())
     with pytest.raises(ValueError, match="the queue of scale 0 holds vectors of 36 numbers, now got 54"):
         loss(maps(size=(3, 3)), maps(size=(3, 3)))
 
@@ -349,6 +360,7 @@ def test_images_of_two_sizes_and_a_small_last_batch_meet_on_one_grid():
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 SHARES = (slice(0, 3), slice(3, 5))
+QUEUE = 7  # fewer than two batches have
 GROUPS, POSITIONS = torch.tensor([0, 0, 1, 0, 2]), torch.tensor([1, 9, 3, 2, 2])
 
 
@@ -367,10 +379,10 @@ def one_share(share: slice) -> dict[str, Any]:
     found = {}
     for mode in MODES:
         network = torch.nn.parallel.DistributedDataParallel(projection())
-        loss = MultiScaleContrastive(mode, queue_size=100)
+        loss = MultiScaleContrastive(mode, queue_size=QUEUE)
         loss(network(maps(5, seed=1)[share]), maps(5, seed=2)[share], **one_batch(mode, share)).backward()
         second = loss(network.module(maps(5, seed=3)[share]), maps(5, seed=4)[share], **one_batch(mode, share))
-        found[mode] = [p.grad for p in network.parameters()], second.item(), len(loss.vectors_0)
+        found[mode] = [p.grad for p in network.parameters()], second.item(), loss.queue_state()
     return found
 
 
@@ -391,7 +403,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_have_the_gradient_and_the_queue_of_one_with_all_images(two_processes, mode):
-    network, loss = projection(), MultiScaleContrastive(mode, queue_size=100)
+    network, loss = projection(), MultiScaleContrastive(mode, queue_size=QUEUE)
     facts = one_batch(mode, slice(None))
     loss(network(maps(5, seed=1)), maps(5, seed=2), **facts).backward()
     for found in two_processes:
@@ -399,4 +411,5 @@ def test_two_processes_have_the_gradient_and_the_queue_of_one_with_all_images(tw
             torch.testing.assert_close(own, parameter.grad)
     second = loss(network(maps(5, seed=3)), maps(5, seed=4), **facts).item()
     assert sum(found[mode][1] for found in two_processes) / 2 == pytest.approx(second)
-    assert {found[mode][2] for found in two_processes} == {len(loss.vectors_0)}
+    for found in two_processes:
+        torch.testing.assert_close(found[mode][2], loss.queue_state())

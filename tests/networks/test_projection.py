@@ -77,6 +77,8 @@ def test_what_does_not_fit_is_refused():
         ProjectionHead(hidden=-1)
     with pytest.raises(ValueError, match=r"a map \(1, 1, 4, 4\) does not go with the grid \(2, 2, 2\)"):
         GridPool((2, 2, 2))(torch.rand(1, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"a map \(1, 1, 4, 4\) has fewer voxels than the grid \(8, 8\) has cells"):
+        GridPool(8)(torch.rand(1, 1, 4, 4))
     with pytest.raises(ValueError, match="give one target of as many axes for each"):
         ProjectionHead().build((1, 3, 8, 8), (1, 3, 8))
     with pytest.raises(RuntimeError, match="no weights yet: give the Distiller input_shape"):

@@ -80,9 +80,28 @@ def test_positions_are_those_of_the_volume_that_was_cropped(cases):
 
 def test_slices_may_lie_along_any_axis(cases):
     crop = RandSpatialCropd(["image", "label"], roi_size=[1, -1, -1], random_size=False)
-    item = pipeline(crop, axis=-3)(cases[1])
-    assert 0 <= item["position"] < 6
-    assert item["image"].shape == (1, 8, 5)
+    values = np.broadcast_to(np.arange(6, dtype=np.float32)[:, None, None], (6, 8, 5))
+    nibabel.save(nibabel.Nifti1Image(values.copy(), np.eye(4)), cases[1]["image"])
+    found = [pipeline(crop, axis=-3)(cases[1]) for _ in range(12)]
+    assert all(item["image"].shape == (1, 8, 5) for item in found)
+    assert all(item["position"] == item["image"][0, 0, 0] for item in found)
+    assert len({item["position"] for item in found}) > 2
+
+
+def test_a_later_crop_in_the_slice_moves_nothing(cases):
+    inner = RandSpatialCropd(["image", "label"], roi_size=[4, 4, 1], random_size=False)
+    found = pipeline(slices(), inner)(cases[0])
+    assert all(item["position"] == item["image"][0, 0, 0] for item in found)
+    assert len({item["position"] for item in found}) > 1
+
+
+def test_names_with_dots_are_patients_of_their_own(cases, tmp_path):
+    numbers = set()
+    for name in ("1.3.6.1.nii.gz", "1.3.6.2.nii.gz", "1.3.7.nii"):
+        nibabel.save(nibabel.load(cases[0]["image"]), tmp_path / name)
+        item = {"image": str(tmp_path / name), "label": str(tmp_path / name)}
+        numbers.add(pipeline(slices())(item)[0]["group"])
+    assert len(numbers) == 3
 
 
 def test_what_is_no_slice_or_knows_nothing_is_refused(cases):
@@ -93,5 +112,5 @@ def test_what_is_no_slice_or_knows_nothing_is_refused(cases):
     with pytest.raises(ValueError, match="the image does not know its file: load it by LoadImaged"):
         SliceFactsd("image")({"image": MetaTensor(torch.rand(1, 4, 4, 1))})
     known = MetaTensor(torch.rand(1, 4, 4, 1), meta={"filename_or_obj": "a.nii"})
-    with pytest.raises(ValueError, match="'image' has no crop on record: place SliceFactsd right behind the crop"):
+    with pytest.raises(ValueError, match="'image' has no crop on record: place SliceFactsd behind the crop"):
         SliceFactsd("image")({"image": known})

@@ -40,7 +40,7 @@ ON_ONE_SEED = {
     "photometry": ("baseline.yaml", "photometry.yaml"),
     "photometry_kd": ("logit_kd.yaml", "photometry.yaml"),
     "views_kd": ("views_kd.yaml",),
-    "gkd_views": ("supervise_views.yaml",),
+    "gkd_anchor_only": ("anchor_only.yaml",),
     "gkd_intra_only": ("intra_only.yaml",),
     "gkd_inter_only": ("inter_only.yaml",),
     "gkd_graphs_only": ("graphs_only.yaml",),

@@ -37,7 +37,7 @@ GKD_PARTS = (
     "graphs_only",
     "cross_only",
     "contrastive",
-    "supervise_views",
+    "anchor_only",
 )
 CONTROLS = ("baseline", "augmentation", "logit_kd", "views_kd")
 OTHERS = ("cached_teacher", "photometry", "polyps", "liver", "paper")

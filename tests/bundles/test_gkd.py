@@ -20,7 +20,7 @@ from monai_kd.visualize.documents import GKD_SHIFTS
 
 SMALL = {"epochs": 1, "batch_size": 2, "num_samples": 2, "patch_size": [32, 32]}
 STAGES = ("teacher", "scratch", "autoencoder", "alignment")
-PARTS = ("intra_only", "inter_only", "graphs_only", "cross_only", "contrastive", "supervise_views", "cached_teacher")
+PARTS = ("intra_only", "inter_only", "graphs_only", "cross_only", "contrastive", "anchor_only", "cached_teacher")
 CONTROLS = ("baseline", "augmentation", "logit_kd", "views_kd")
 FROZEN = ("teacher", "aligned")
 
@@ -75,7 +75,7 @@ def test_distillation_leaves_teacher_and_alignment_networks_alone(bundle, workfl
 
 def test_the_method_and_its_controls_start_from_the_scratch_student_and_see_the_same_patches(bundle, workflow):
     seen = {}
-    for name in ("train", *CONTROLS, "supervise_views"):
+    for name in ("train", *CONTROLS, "anchor_only"):
         files = ("train.yaml", *((f"{name}.yaml",) if name != "train" else ()))
         flow = ready(workflow(bundle, files, **SMALL))
         scratch = torch.load(get(flow, "scratch_path"), weights_only=True)

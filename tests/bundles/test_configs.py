@@ -611,6 +611,7 @@ def unused_by_design(bundle: str, names: tuple[str, ...]) -> set[str]:
     found = set().union(*(GKD_UNUSED.get(name, set()) for name in overlays))
     found |= {"autoencoder_path"} if "alignment" not in overlays else set()
     found |= {"autoencoder_def"} if not overlays & {"alignment", "autoencoder"} else set()
+    found |= {"strong_photometry"} if not overlays & {"teacher", "alignment", "photometry"} else set()
     return found | ({"scored_def"} if "evaluate" not in overlays else set())
 
 

@@ -56,9 +56,10 @@ CAMERAS = ("retina", "retina_stare", "retina_drive")
 def camera_records(repository) -> list[dict]:
     found = [r for r in load_records(repository / "docs" / "results" / "gkd") if r["protocol"]["name"] in CAMERAS]
     found = [r for r in found if r["protocol"]["section"] != "validation"]
-    stages, many = ("gkd_teacher", "gkd_scratch"), ("gkd", "baseline", "augmentation", "logit_kd")
-    parts = ("gkd_intra_only", "gkd_inter_only", "gkd_graphs_only", "gkd_cross_only")
-    wanted = {(name, seed) for name in (*stages, *many) for seed in (0, 1, 2)} | {(name, 0) for name in parts}
+    stages, arms = ("gkd_teacher", "gkd_scratch"), ("gkd", "baseline", "augmentation", "logit_kd")
+    wanted = {(name, seed) for name in stages for seed in (0, 1, 2)} | {
+        (name, seed) for name in arms for seed in (0, 1)
+    }
     for camera in CAMERAS:
         assert {(r["method"], r["seed"]) for r in found if r["protocol"]["name"] == camera} >= wanted, camera
     return found

@@ -13,7 +13,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from monai_kd.data.case_names import case_id
+from monai_kd.data.case_problems import case_problems
 from monai_kd.data.splits import labelled_cases
+from monai_kd.data.volumes import read_volumes
 
 __all__ = ["write_slices"]
 
@@ -49,13 +51,13 @@ def write_slices(
 
     Raises:
         FileExistsError: the folder holds slices already.
-        FileNotFoundError, ValueError: see :func:`labelled_cases`; a window that is none, more than 255 classes, or an
-            image of several channels.
+        FileNotFoundError, ValueError: see :func:`labelled_cases`; a window that is none; volumes that cannot be read,
+            have several channels, or labels other than whole numbers from 0 to 255: each is named.
 
     Source: Biswas 2024, arXiv 2406.03173, trains on such files. There axes are not turned, the conversion to 8 bits
     cuts at 0 and 255 HU without saying so, and numbers of two digits sort wrongly above 99.
     """
-    if window is not None and (len(window) != 2 or not window[0] < window[1]):
+    if window is not None and not _is_window(window):
         raise ValueError(f"window is {window!r}; give the least and the greatest intensity, e.g. [-160, 240]")
     if pixel_size is not None and not pixel_size > 0:
         raise ValueError(f"pixel_size is {pixel_size!r}; it must be above 0 mm, or None")
@@ -64,6 +66,7 @@ def write_slices(
         if (out / name).exists():
             raise FileExistsError(f"'{out / name}' is there already; give another folder, or remove it")
     cases = labelled_cases(dataset_dir)
+    _refuse_bad_cases(dataset_dir, cases, progress)  # all of them, before anything is written
     load = _pipeline(pixel_size)
     for name in ("images", "labels"):
         (out / name).mkdir(parents=True)
@@ -75,6 +78,26 @@ def write_slices(
         table.writeheader()
         table.writerows(rows)
     return out
+
+
+def _is_window(window: Any) -> bool:
+    return isinstance(window, Sequence) and len(window) == 2 and bool(window[0] < window[1])
+
+
+def _refuse_bad_cases(dataset_dir: str | Path, cases: Sequence[dict[str, str]], progress: bool) -> None:
+    """Raise ValueError, naming each case and what is wrong, where a volume cannot be read or become 8-bit slices."""
+    images, labels = ([case[key] for case in cases] for key in ("image", "label"))
+    facts = read_volumes(dataset_dir, images, labels, progress)
+    found = {
+        image: problems
+        for image, label in zip(images, labels, strict=True)
+        if (problems := case_problems(facts[image], facts[label], 1, range(256)))
+    }
+    if found:
+        named = "; ".join(f"'{image}': {', '.join(problems)}" for image, problems in list(found.items())[:5])
+        raise ValueError(
+            f"{len(found)} of {len(cases)} cases cannot be written as slices, nothing was written: {named}"
+        )
 
 
 def _pipeline(pixel_size: float | None) -> Compose:

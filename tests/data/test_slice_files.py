@@ -22,6 +22,11 @@ def volume(folder, name, values, label, affine):
         nibabel.save(nibabel.Nifti1Image(content.astype(np.float32), affine), folder / key / f"{name}.nii.gz")
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MONAI_KD_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def data(tmp_path):
     """In LPS, as scanners write: one bright corner at the patient's right front, in the slice nearest to the head."""
@@ -108,8 +113,15 @@ def test_what_cannot_be_written_is_refused(data, tmp_path):
         write_slices(data, out)
     bad = tmp_path / "bad"
     volume(bad, "a", np.zeros((4, 4, 2)), np.full((4, 4, 2), 300.0), np.eye(4))
-    with pytest.raises(ValueError, match=r"case 'a' has the labels \[300.0\]; a PNG takes whole numbers from 0 to 255"):
+    volume(bad, "b", np.zeros((4, 4, 2)), np.zeros((4, 4, 2)), np.eye(4))
+    (bad / "imagesTr/b.nii.gz").write_bytes((bad / "imagesTr/b.nii.gz").read_bytes()[:40])
+    with pytest.raises(ValueError, match="2 of 2 cases cannot be written as slices, nothing was written") as caught:
         write_slices(bad, tmp_path / "other", progress=False)
+    assert f"'{bad / 'imagesTr/a.nii.gz'}': label has the values 300; the classes are 0 to 255" in str(caught.value)
+    assert f"'{bad / 'imagesTr/b.nii.gz'}': image cannot be read, it is damaged or truncated" in str(caught.value)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(ValueError, match="window is 5; give the least and the greatest intensity"):
+        write_slices(data, tmp_path / "other", window=5)  # type: ignore[arg-type]
     (bad / "dataset.json").write_text(json.dumps({"training": []}))
     with pytest.raises(ValueError, match="has no labelled case"):
         write_slices(bad, tmp_path / "third", progress=False)

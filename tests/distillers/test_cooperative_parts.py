@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
+from two_processes import in_two_processes
 
 from monai_kd.distillers import CooperativeDistiller, CooperativeTeachers, Distiller, Term
 from monai_kd.handlers import PerformanceWeights
@@ -186,19 +185,9 @@ def one_share(rank: int) -> dict[Any, Any]:
     return found
 
 
-def one_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    torch.save(one_share(rank), f"{folder}/{rank}.pt")
-    dist.barrier()  # gloo's threads let go of earlier work while this one waits
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder: Path = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(one_process, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return in_two_processes(one_share, tmp_path_factory.mktemp("gloo"))
 
 
 def alone(settings: dict[str, Any], seed: int) -> dict[str, Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
+from two_processes import in_two_processes
 
 from monai_kd.distillers import Term
 from monai_kd.losses import ContrastQueues, MultiScaleContrastive
@@ -374,9 +374,9 @@ def one_batch(mode: str, share: slice) -> dict[str, torch.Tensor]:
     return {**facts, **({"label": labels(5)[share]} if mode == "supervised" else {})}
 
 
-def one_share(share: slice) -> dict[str, Any]:
+def one_share(rank: int) -> dict[str, Any]:
     """What a process finds on its images; DDP ends with this function, before the group does."""
-    found = {}
+    found, share = {}, SHARES[rank]
     for mode in MODES:
         network = torch.nn.parallel.DistributedDataParallel(projection())
         loss = MultiScaleContrastive(mode, queue_size=QUEUE)
@@ -386,19 +386,9 @@ def one_share(share: slice) -> dict[str, Any]:
     return found
 
 
-def one_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    torch.save(one_share(SHARES[rank]), f"{folder}/{rank}.pt")
-    torch.distributed.barrier()  # gloo's threads let go of earlier work while this one waits
-    torch.distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder: Path = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(one_process, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return in_two_processes(one_share, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.losses import DiceCELoss
+from two_processes import in_two_processes
 
 from monai_kd.distillers import Term
 from monai_kd.losses import OnLabelled
@@ -50,21 +51,15 @@ def test_another_number_of_flags_is_refused():
         OnLabelled(LOSS)(logits, label, labelled=torch.ones(3))
 
 
-def one_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+def one_share(rank: int) -> torch.Tensor:
     logits, label = batch()
     share = slice(2 * rank, 2 * rank + 2)
     flags = torch.tensor([1, 1, 0, 1])[share]
-    loss = OnLabelled(torch.nn.CrossEntropyLoss())(logits[share], label[share, 0], labelled=flags)
-    torch.save(loss.detach(), f"{folder}/{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return OnLabelled(torch.nn.CrossEntropyLoss())(logits[share], label[share, 0], labelled=flags).detach()
 
 
 def test_two_processes_have_the_mean_of_all_labelled_images(tmp_path: Path):
-    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    found = in_two_processes(one_share, tmp_path)
     logits, label = batch()
     keep = [0, 1, 3]
     torch.testing.assert_close(sum(found) / 2, torch.nn.CrossEntropyLoss()(logits[keep], label[keep, 0]).detach())

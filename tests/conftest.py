@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from brain_tumors import brain_tumors
+from monai.utils import set_determinism
 from vessels import vessel_photographs
 
 # two threads cost more than they bring on networks this small
@@ -16,6 +17,13 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _release_the_random_state() -> Iterator[None]:
+    """A workflow or a test may fix it; the next test draws anew."""
+    yield
+    set_determinism(None)
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,7 @@ import pytest
 import torch
 from commands import TINY, TINY_UNET3D
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
-from monai.utils import set_determinism
 from other_data import as_brats, with_one_class
-
-
-@pytest.fixture(autouse=True)
-def _release_the_random_state() -> Iterator[None]:
-    """A workflow fixes it; the next test draws anew."""
-    yield
-    set_determinism(None)
 
 
 @pytest.fixture(scope="session")

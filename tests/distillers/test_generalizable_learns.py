@@ -24,12 +24,6 @@ LATENT = {"latent_channels": 32, "latent_length": 16, "grid": 4}
 TEACHER, STUDENT = [12, 24, 48], [6, 12, 24]
 
 
-@pytest.fixture(autouse=True)
-def _release_the_random_state():
-    yield
-    set_determinism(None)
-
-
 def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return bright ellipses among distractors of other brightness, and the ellipses' masks."""
     random = np.random.default_rng(seed)

@@ -70,6 +70,7 @@ bench: install
 	$(PY) benchmarks/depth_memory.py
 	$(PY) benchmarks/mtcm_step.py
 	$(PY) benchmarks/gkd_step.py
+	$(PY) benchmarks/mtms_step.py
 	$(PY) benchmarks/shared_prelu.py
 
 docs: install

@@ -60,9 +60,8 @@ def predictions(
             workflow_type="train",
             logging_file=False,
             bundle_root=str(run.bundle),
-            ckpt_path=str(run.run_dir / "model.pt"),
             run_dir=folder,
-            **{"validate::dataset::data": chosen, **(overrides or {})},
+            **{"ckpt_path": str(run.run_dir / "model.pt"), "validate::dataset::data": chosen, **(overrides or {})},
         )
         evaluator = flow.parser.get_parsed_content("validate::evaluator")
         data = flow.parser.get_parsed_content("validate::dataset::data")

@@ -6,8 +6,8 @@ Stages: (1) the teacher; (2) student alone and distilled, three seeds each, from
 every model scored on the test cases, one at a time so that the timings are clean; (4) the distillers compared on a
 shorter schedule, trained and scored; (5) networks that see across slices trained and (6) scored, see
 depth_experiments.py; (7) students of one modality trained and (8) scored, see mtcm_experiments.py; (9) students of one
-camera trained, (10) other settings of theirs tried and (11) all scored on other cameras, see gkd_experiments.py.
-Finished runs are skipped, interrupted ones go on. Run records go to docs/results, from which `make tables` builds every
+camera trained, (10) other settings of theirs tried and (11) all scored on other cameras, see gkd_experiments.py; (12)
+tiny students of slices trained and (13) scored, see mtms_experiments.py. Finished runs are skipped, interrupted ones go on. Run records go to docs/results, from which `make tables` builds every
 published number. The distilled student with the best *validation* Dice becomes the student bundle's weights, and so for
 distill-dsm.
 """
@@ -22,6 +22,7 @@ from dataclasses import replace
 import depth_experiments
 import gkd_experiments
 import mtcm_experiments
+import mtms_experiments
 from bundle_runs import REPOSITORY
 from experiment_runs import SEEDS, Run, publish, publish_best, train_side_by_side
 
@@ -39,7 +40,7 @@ RESULTS = REPOSITORY / "docs" / "results" / "hippocampus"
 ZOO_RESULTS = REPOSITORY / "docs" / "results" / "zoo"
 TEACHER, STUDENT = REPOSITORY / "bundles" / "teacher", REPOSITORY / "bundles" / "student"
 STAGES = ("teacher", "students", "scores", "zoo", "depth", "depth_scores", "mtcm", "mtcm_scores")
-STAGES += ("gkd", "gkd_search", "gkd_scores")
+STAGES += ("gkd", "gkd_search", "gkd_scores", "mtms", "mtms_scores")
 ARMS = {"distilled": ["train.yaml"], "baseline": ["train.yaml", "baseline.yaml"]}
 # the distillers: a third of the released student's epochs, under a name of its own, so that no table mixes the two
 ZOO = {"epochs": 8, "protocol": "hippocampus_short"}
@@ -127,6 +128,10 @@ def main() -> None:
         gkd_experiments.search(arguments.workers, threads)
     if "gkd_scores" in stages:
         gkd_experiments.score(threads)
+    if "mtms" in stages:
+        mtms_experiments.train(arguments.workers, threads)
+    if "mtms_scores" in stages:
+        mtms_experiments.score(threads)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from brain_tumors import brain_tumors
 from monai.utils import set_determinism
+from other_data import with_one_class
 from vessels import vessel_photographs
 
 # two threads cost more than they bring on networks this small
@@ -62,5 +63,6 @@ def data_for(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     made = {
         "mtcm-kd": brain_tumors(tmp_path_factory.mktemp("tumors") / "data"),
         "gkd": vessel_photographs(tmp_path_factory.mktemp("vessels") / "data"),
+        "mtms-kd": (one_class := with_one_class(phantoms, tmp_path_factory.mktemp("one_class") / "data"), one_class),
     }
     return lambda bundle, images=False: made.get(bundle, (phantoms, phantoms))[images]

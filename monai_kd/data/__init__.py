@@ -10,7 +10,7 @@ from monai_kd.data.labelled_part import labelled_part
 from monai_kd.data.mixed_sampler import MixedSampler
 from monai_kd.data.patients import patients_of, read_name_mapping
 from monai_kd.data.phantoms import make_phantoms, phantom_case
-from monai_kd.data.raster import as_classes, as_color, as_grey
+from monai_kd.data.raster import ColorClasses, as_classes, as_color, as_grey
 from monai_kd.data.slice_files import write_slices
 from monai_kd.data.splits import CaseSplit, default_dataset_dir, default_split_file, labelled_cases
 from monai_kd.data.targets import target_dirs
@@ -20,6 +20,7 @@ from monai_kd.data.volumes import VolumeFacts, read_volumes, volume_facts
 __all__ = [
     "CaseCheck",
     "CaseSplit",
+    "ColorClasses",
     "DrawnBank",
     "ImageMaskLayout",
     "MixedSampler",

@@ -23,17 +23,29 @@ class MixedSampler(Sampler[int]):
         num_samples: labelled cases of an epoch.
         unlabelled: cases without labels behind each.
         seed: of both orders.
+        num_replicas: processes that share out the cases of an epoch, rounded up so that each has as many.
+        rank: of this process, from 0.
 
     Raises:
         ValueError: a number out of range, no labelled case, or unlabelled ones asked for and none there.
     """
 
     def __init__(
-        self, cases: Sequence[Mapping[str, Any]], num_samples: int, unlabelled: int = 0, seed: int = 0
+        self,
+        cases: Sequence[Mapping[str, Any]],
+        num_samples: int,
+        unlabelled: int = 0,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        for name, value, least in (("num_samples", num_samples, 1), ("unlabelled", unlabelled, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        least = {"num_samples": 1, "unlabelled": 0, "num_replicas": 1, "rank": 0}
+        given = {"num_samples": num_samples, "unlabelled": unlabelled, "num_replicas": num_replicas, "rank": rank}
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least[name]}")
+        if rank >= num_replicas:
+            raise ValueError(f"rank is {rank} of {num_replicas} processes; ranks count from 0")
         self.labelled = [index for index, case in enumerate(cases) if case.get("labelled", 1)]
         self.others = [index for index, case in enumerate(cases) if not case.get("labelled", 1)]
         if not self.labelled:
@@ -43,7 +55,9 @@ class MixedSampler(Sampler[int]):
                 f"unlabelled is {unlabelled}, and every training case is labelled; keep the others (keep_unlabelled), "
                 "or set it to 0"
             )
-        self.num_samples, self.unlabelled, self.seed = num_samples, unlabelled, seed
+        self.num_replicas, self.rank = num_replicas, rank
+        self.num_samples = -(-num_samples // num_replicas)  # of this process
+        self.unlabelled, self.seed = unlabelled, seed
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -54,11 +68,12 @@ class MixedSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        first = _order(self.labelled, self.num_samples, (self.seed, self.epoch, 0))
-        more = _order(self.others, self.num_samples * self.unlabelled, (self.seed, self.epoch, 1))
+        total = self.num_samples * self.num_replicas
+        first = _order(self.labelled, total, (self.seed, self.epoch, 0))
+        more = _order(self.others, total * self.unlabelled, (self.seed, self.epoch, 1))
         self.epoch += 1
-        for number, index in enumerate(first):
-            yield index
+        for number in range(self.rank, total, self.num_replicas):
+            yield first[number]
             yield from more[number * self.unlabelled : (number + 1) * self.unlabelled]
 
 

@@ -2,6 +2,7 @@
 
 from monai_kd.distillers.alignment import AlignmentDistiller
 from monai_kd.distillers.batch_statistics import keep_running_statistics, without_dropout
+from monai_kd.distillers.cached import CachedDistiller
 from monai_kd.distillers.cooperative import CooperativeDistiller
 from monai_kd.distillers.cooperative_teachers import CooperativeTeachers
 from monai_kd.distillers.distiller import Distiller, DistillOutput
@@ -15,6 +16,7 @@ from monai_kd.distillers.term import Term
 
 __all__ = [
     "AlignmentDistiller",
+    "CachedDistiller",
     "CooperativeDistiller",
     "CooperativeTeachers",
     "DistillOutput",

@@ -22,6 +22,7 @@ from monai_kd.visualize.structures import Structure, bundle_classes, named_struc
 from monai_kd.visualize.tables import result_groups, results_table
 
 if TYPE_CHECKING:
+    from monai_kd.visualize.comparison_gif import save_comparison_gif
     from monai_kd.visualize.meshes import structure_mesh, write_scene, write_stl
     from monai_kd.visualize.viewer import View, ViewerSettings, write_viewer
     from monai_kd.visualize.viewer_case import ViewerCase, read_case
@@ -57,6 +58,7 @@ __all__ = [
     "result_groups",
     "results_table",
     "sample_cosine",
+    "save_comparison_gif",
     "save_figure",
     "save_gif",
     "save_overlay",
@@ -74,6 +76,7 @@ __all__ = [
 
 # the viewer's parts need torch and MONAI, which tables do not
 _LATE = {
+    "save_comparison_gif": "comparison_gif",
     "structure_mesh": "meshes",
     "write_scene": "meshes",
     "write_stl": "meshes",

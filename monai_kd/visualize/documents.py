@@ -9,7 +9,7 @@ and :func:`write_tables` fills in what the records say. Filters follow the name:
 ``bundles=student``, ``sections=test``. In place of a protocol stand tables of their own, without filters:
 ``depth_learning``, ``depth_memory``, ``depth_shift``, ``distill_dsm``, ``distillers``, ``exports``, ``gkd``,
 ``gkd_exports``, ``gkd_latents``, ``gkd_shifts``, ``gkd_step``, ``loss_costs``, ``mtcm_kd``, ``mtcm_step``,
-``noisy_labels``, ``pulls``.
+``mtms_kd``, ``mtms_kd_wide``, ``mtms_step``, ``noisy_labels``, ``pulls``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from monai_kd.visualize.gkd_step import gkd_step_table
 from monai_kd.visualize.latents_table import latents_table
 from monai_kd.visualize.loss_costs import loss_costs_table
 from monai_kd.visualize.mtcm_step import mtcm_step_table
+from monai_kd.visualize.mtms_step import mtms_step_table
 from monai_kd.visualize.networks import networks_table
 from monai_kd.visualize.noisy_labels import noisy_labels_table
 from monai_kd.visualize.pulls import pulls_table
@@ -49,6 +50,9 @@ GKD_SHIFTS = {
     "retina": "as they are",
     **{f"retina_{name}": name.replace("_", " ") for name in ("low_resolution", "ringing", "dark", "grain", "tone")},
 }
+# of the bundle mtms-kd; the larger student's arms are named so
+MTMS_CONTROLS = ("baseline", "logit_kd")
+WIDE = "wide_"
 # tables that are no protocol's: each from the folder of the records and the records
 _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "depth_learning": lambda folder, _records: depth_learning_table(folder / "depth_learning.json"),
@@ -67,6 +71,11 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
     "loss_costs": lambda folder, _records: loss_costs_table(folder / "zoo"),
     "mtcm_kd": lambda _folder, records: networks_table(records, "mtcm-kd", ("baseline", "early_fusion")),
     "mtcm_step": lambda folder, _records: mtcm_step_table(folder / "mtcm_step.json"),
+    "mtms_kd": lambda _folder, records: networks_table(_students(records, wide=False), "mtms-kd", MTMS_CONTROLS),
+    "mtms_kd_wide": lambda _folder, records: networks_table(
+        _students(records, wide=True), "mtms-kd", [f"{WIDE}{name}" for name in MTMS_CONTROLS]
+    ),
+    "mtms_step": lambda folder, _records: mtms_step_table(folder / "mtms_step.json"),
     "noisy_labels": lambda folder, _records: noisy_labels_table(folder / "zoo" / "noisy_labels.json"),
     "pulls": lambda folder, _records: pulls_table(folder / "zoo" / "pulls.json"),
 }
@@ -74,6 +83,11 @@ _SPECIAL: dict[str, Callable[[Path, Sequence[Record]], str]] = {
 
 def _sections(records: Iterable[Record], *names: str) -> list[Record]:
     return [record for record in records if record["protocol"]["section"] in names]
+
+
+def _students(records: Iterable[Record], wide: bool) -> list[Record]:
+    """Return the records of one of the two students of the bundle mtms-kd, and of the teachers."""
+    return [r for r in records if r["method"].startswith(WIDE) == wide or r["method"].endswith("_teacher")]
 
 
 def write_tables(results_dir: str | Path, files: Iterable[str | Path], check: bool = False) -> list[Path]:

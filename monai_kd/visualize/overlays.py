@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_kd.visualize.panels import (
-    BACKGROUND,
-    CLASS_COLORS,
-    PLANE_OF_AXIS,
-    TEXT,
-    Plane,
-    dice_score,
-    dice_text,
-    fill,
-    gray_limits,
-    outline,
+from monai_kd.visualize.error_panels import (
+    checked_maps,
+    class_scores,
+    draw_map,
+    error_handles,
+    foreground_window,
+    is_thin,
+    mean_dice,
+    named_classes,
 )
+from monai_kd.visualize.panels import BACKGROUND, PLANE_OF_AXIS, TEXT, Plane, dice_score, dice_text, gray_limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plane", "dice_score", "overlay_figure", "save_overlay", "telling_planes"]
 
-MISSED, EXTRA, CONFUSED = "#ff2d55", "#ff9f0a", "#bf5af2"
 _SHORTEST_SIDE = 8  # voxels; a plane with a shorter side (2 to 7 slices) shows nothing
 
 
@@ -57,16 +55,17 @@ def overlay_figure(
     Raises:
         ValueError: shapes or the spacing do not fit, there is no prediction, or a map holds a value without a name.
     """
-    names = {int(value): name for value, name in classes.items() if int(value) != 0}
+    names = named_classes(classes)
     spacing = tuple(float(size) for size in spacing_mm)
-    image_array, maps = _checked(image, label, predictions, spacing, names)
+    image_array, maps = checked_maps(image, label, predictions, spacing, names)
     planes = telling_planes(maps["label"], [maps[name] for name in predictions], spacing)
     heads = [_column_head(name, mask, maps["label"], names) for name, mask in maps.items()]
     figure, axes = _grid(planes, heads, title)
     limits = gray_limits(image_array)
     for row, plane in enumerate(planes):
         for panel, mask in zip(axes[row], maps.values(), strict=True):
-            _draw_panel(panel, plane, image_array, mask, maps["label"], limits, names)
+            thin = is_thin(plane.cut(maps["label"]), panel)
+            draw_map(panel, plane, image_array, mask, maps["label"], limits, names, thin)
         axes[row][0].set_ylabel(plane.title, color=TEXT, fontsize=9)
     for panel, head in zip(axes[0], heads, strict=True):
         panel.set_title(head, color=TEXT, fontsize=9, pad=5)
@@ -102,7 +101,7 @@ def telling_planes(
     """
     foreground = np.any([mask != 0 for mask in (label, *predictions)], axis=0)
     wrong = np.sum([mask != label for mask in predictions], axis=0)
-    windows = [_window(foreground, axis) for axis in range(label.ndim)]
+    windows = [foreground_window(foreground, axis) for axis in range(label.ndim)]
     if label.ndim == 2:
         return [Plane("image", None, 0, (windows[0], windows[1]), (spacing_mm[0], spacing_mm[1]))]
     planes = []
@@ -118,44 +117,6 @@ def telling_planes(
 
 def _relative(areas: NDArray[Any]) -> NDArray[np.float64]:
     return areas / max(float(areas.max()), 1.0)
-
-
-def _window(foreground: NDArray[Any], axis: int, margin: float = 0.35, least: int = 4) -> slice:
-    """The foreground's extent along an axis with a margin on both sides; the whole axis if there is no foreground."""
-    others = tuple(other for other in range(foreground.ndim) if other != axis)
-    hit = np.flatnonzero(foreground.any(axis=others))
-    size = foreground.shape[axis]
-    if hit.size == 0:
-        return slice(0, size)
-    room = max(least, round(margin * (hit[-1] - hit[0] + 1)))
-    return slice(max(0, int(hit[0]) - room), min(size, int(hit[-1]) + room + 1))
-
-
-def _checked(
-    image: ArrayLike,
-    label: ArrayLike,
-    predictions: Mapping[str, ArrayLike],
-    spacing_mm: Sequence[float],
-    names: Mapping[int, str],
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.int64]]]:
-    """Return the image and the maps to draw, ``label`` first, or say what does not fit."""
-    image_array = np.asarray(image, dtype=np.float64)
-    if image_array.ndim not in (2, 3):
-        raise ValueError(f"image must be (H, W) or (H, W, D) without a channel axis, got shape {image_array.shape}")
-    if len(spacing_mm) != image_array.ndim or min(spacing_mm) <= 0:
-        raise ValueError(f"spacing_mm must be {image_array.ndim} positive sizes, got {tuple(spacing_mm)}")
-    if not predictions:
-        raise ValueError("predictions is empty; give at least one, e.g. {'distilled': label_map}")
-    if "label" in predictions:
-        raise ValueError("a prediction cannot be named 'label'; that column shows the reference")
-    maps = {name: np.asarray(mask).astype(np.int64) for name, mask in {"label": label, **predictions}.items()}
-    for name, mask in maps.items():
-        if mask.shape != image_array.shape:
-            raise ValueError(f"'{name}' has shape {mask.shape}, the image has {image_array.shape}")
-        unknown = sorted(set(np.unique(mask).tolist()) - {0, *names})
-        if unknown:
-            raise ValueError(f"'{name}' holds label {unknown[0]}, which classes does not name; known: {sorted(names)}")
-    return image_array, maps
 
 
 # ---------------------------------------------------------------- drawing
@@ -186,91 +147,20 @@ def _grid(planes: Sequence[Plane], heads: Sequence[str], title: str) -> tuple[Fi
     return figure, axes
 
 
-def _draw_panel(
-    axes: Axes,
-    plane: Plane,
-    image: NDArray[np.float64],
-    mask: NDArray[np.int64],
-    label: NDArray[np.int64],
-    limits: tuple[float, float],
-    names: Mapping[int, str],
-) -> None:
-    width, height = plane.size_mm
-    extent = (0.0, width, height, 0.0)
-    shown, true = plane.cut(mask), plane.cut(label)
-    thin = _is_thin(true, axes)
-    axes.imshow(plane.cut(image), cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="bilinear", extent=extent)
-    if mask is not label:
-        colors = _error_colors(shown, true, alpha=0.95 if thin else 0.6)
-        axes.imshow(colors, interpolation="nearest", zorder=3 if thin else 1, extent=extent)
-    for index, value in enumerate(names):
-        color = CLASS_COLORS[index % len(CLASS_COLORS)]
-        if thin or mask is label:
-            fill(axes, (shown == value) & (true == value), color, extent, alpha=0.9 if thin else 0.35)
-        if not thin:
-            outline(axes, shown == value, color, extent)
-    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect="equal", facecolor=BACKGROUND)
-    axes.spines[:].set_visible(False)
-    if mask is not label and plane.axis is not None:
-        box = {"facecolor": BACKGROUND, "alpha": 0.65, "edgecolor": "none", "pad": 1.5}
-        text = "slice Dice " + dice_text(_mean_dice(shown, true, names))
-        axes.text(0.03, 0.03, text, transform=axes.transAxes, color=TEXT, fontsize=7.5, va="bottom", bbox=box)
-
-
-def _is_thin(label: NDArray[np.int64], axes: Axes, least_points: float = 4.0) -> bool:
-    """Tell whether outlines would hide a structure, e.g. vessels: its mean width on paper is below 4 points."""
-    inside = np.pad(label != 0, 1)
-    core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    n_edge = int(inside.sum()) - int(core.sum())
-    if n_edge == 0:
-        return False
-    points_per_voxel = 72.0 * axes.bbox.width / axes.figure.dpi / label.shape[1]
-    return 2.0 * int(inside.sum()) / n_edge * points_per_voxel < least_points
-
-
-def _error_colors(shown: NDArray[np.int64], true: NDArray[np.int64], alpha: float) -> NDArray[np.float64]:
-    """An RGBA picture, transparent where prediction and label agree."""
-    from monai.utils import optional_import
-
-    to_rgba, _ = optional_import("matplotlib.colors", name="to_rgba")
-    colors = np.zeros((*shown.shape, 4))
-    colors[(true != 0) & (shown == 0)] = to_rgba(MISSED, alpha)
-    colors[(true == 0) & (shown != 0)] = to_rgba(EXTRA, alpha)
-    colors[(true != 0) & (shown != 0) & (true != shown)] = to_rgba(CONFUSED, alpha)
-    return colors
-
-
 def _column_head(name: str, mask: NDArray[np.int64], label: NDArray[np.int64], names: Mapping[int, str]) -> str:
     """The column's name and the Dice of the whole case; each class on its own line where one line is too short."""
     if mask is label:
         return "label"
-    head = f"{name}: Dice {dice_text(_mean_dice(mask, label, names))}"
-    scores = [f"{class_name} {dice_text(dice_score(mask, label, value))}" for value, class_name in names.items()]
-    if not 1 < len(scores) <= 4:
+    head = f"{name}: Dice {dice_text(mean_dice(mask, label, names))}"
+    scores = class_scores(mask, label, names)
+    if not scores:
         return head
     line = ", ".join(scores)
     return "\n".join([head, line] if len(line) <= 34 else [head, *scores])
 
 
-def _mean_dice(mask: NDArray[np.int64], label: NDArray[np.int64], names: Mapping[int, str]) -> float | None:
-    scores = [score for value in names if (score := dice_score(mask, label, value)) is not None]
-    return float(np.mean(scores)) if scores else None
-
-
 def _legend(figure: Figure, names: Mapping[int, str]) -> None:
-    handles = list(_legend_handles(names))
+    handles = list(error_handles(names))
     figure.legend(
         handles=handles, loc="lower center", ncols=min(len(handles), 8), frameon=False, labelcolor=TEXT, fontsize=8.5
     )
-
-
-def _legend_handles(names: Mapping[int, str]) -> Iterator[Any]:
-    from monai.utils import optional_import
-
-    line, _ = optional_import("matplotlib.lines", name="Line2D")
-    patch, _ = optional_import("matplotlib.patches", name="Patch")
-    for index, name in enumerate(names.values()):
-        yield line([], [], color=CLASS_COLORS[index % len(CLASS_COLORS)], linewidth=2, label=name)
-    confused = [(CONFUSED, "wrong class")] if len(names) > 1 else []
-    for color, meaning in [(MISSED, "missed"), (EXTRA, "extra"), *confused]:
-        yield patch(facecolor=color, alpha=0.8, label=meaning)

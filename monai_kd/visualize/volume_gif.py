@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from monai_kd.visualize.gif_files import BAR, DPI, TRACK, check_pace, check_run, frame_of, shown_slices, write_gif
 from monai_kd.visualize.meshes import viewer_package
 from monai_kd.visualize.panels import PLANE_OF_AXIS, TEXT, Plane
 from monai_kd.visualize.viewer_case import ViewerCase
@@ -28,15 +27,11 @@ from monai_kd.visualize.volume_panels import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
 __all__ = ["gif_slices", "save_gif"]
 
-_DPI = 100
 _MOST_NAMES = 12  # more would leave no room for the picture; slices.png and the page name them all
-_BAR = "#4cc9f0"
 _HEAD, _PROGRESS, _LEGEND_ROW = 0.3, 0.08, 0.2  # inches
-_GRAYS = 80
 _SHARES = (0.38, 0.7, 1.0)  # of a color: filled, the soft edge of a line, the line
 
 
@@ -69,21 +64,18 @@ def save_gif(
         ValueError: a setting is out of its range.
         ImportError: Pillow or matplotlib is missing.
     """
-    image_module = viewer_package("PIL.Image")
+    viewer_package("PIL.Image")  # before frames are drawn
     plane, indices = gif_slices(case, axis, max_frames)
-    if not 0 < fps <= 50:
-        raise ValueError(f"fps is {fps}; it must be above 0 and at most 50")
-    if not 120 <= size <= 2000:
-        raise ValueError(f"size is {size}; a GIF's longest side is 120 to 2000 pixels")
+    check_pace(fps, size)
     figure, panel = _stage(case, plane, size)
     limits = gray_range(case, window)
     frames = []
     for index in tqdm(indices, desc="frames", unit="frame", disable=not progress):
         shown = replace(plane, index=index)
-        _draw_frame(figure, panel, case, shown, limits, (index - indices[0] + 1) / (indices[-1] - indices[0] + 1))
-        frames.append(image_module.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()))  # type: ignore[attr-defined]
-    colors = sorted({structure.color for structure in case.structures} | {_BAR})
-    _write(Path(path), frames, round(100 / fps) * 10, colors, image_module)
+        _draw_frame(panel, case, shown, limits, (index - indices[0] + 1) / (indices[-1] - indices[0] + 1))
+        frames.append(frame_of(figure))
+    colors = sorted({structure.color for structure in case.structures} | {BAR})
+    write_gif(Path(path), frames, fps, [(color, share) for color in colors for share in _SHARES])
     return Path(path)
 
 
@@ -93,29 +85,25 @@ def gif_slices(case: ViewerCase, axis: str, max_frames: int = 100) -> tuple[Plan
     Raises:
         ValueError: an unknown axis, or no frame is allowed.
     """
-    if axis not in PLANE_OF_AXIS:
-        raise ValueError(f"axis is '{axis}'; known: axial, coronal, sagittal")
-    if max_frames < 1:
-        raise ValueError(f"max_frames is {max_frames}; it must be 1 or more")
+    check_run(axis, max_frames)
     voxel = chosen_voxel(case)
     plane = next(plane for plane in case_planes(case, voxel) if plane.name == axis)
     window = body_windows(case, voxel)[PLANE_OF_AXIS.index(axis)]
-    slices = range(window.start, window.stop)
-    return plane, list(slices[:: -(-len(slices) // max_frames)])
+    return plane, shown_slices(window, max_frames)
 
 
 def _stage(case: ViewerCase, plane: Plane, size: int) -> tuple[Figure, Any]:
     """A figure with the panel and the legend; the panel's content changes from frame to frame."""
     width_mm, height_mm = plane.size_mm
     handles = list(structure_handles(case)) if len(case.structures) <= _MOST_NAMES else []
-    longest = size / _DPI
+    longest = size / DPI
     columns = 1 if longest < 3.2 else 2
     below = _PROGRESS + _LEGEND_ROW * (-(-(len(handles) + ("truth" in case.maps)) // columns)) + 0.08
     inch_per_mm = min(longest / width_mm, (longest - _HEAD - below) / height_mm)
     inch_per_mm = max(inch_per_mm, 0.2 * longest / max(width_mm, height_mm))  # many names leave little room
     width, panel_height = max(inch_per_mm * width_mm, 0.75 * longest), inch_per_mm * height_mm
     height = _HEAD + panel_height + below
-    figure = empty_figure(width, height, _DPI)
+    figure = empty_figure(width, height, DPI)
     own = inch_per_mm * width_mm / width
     panel = figure.add_axes(((1 - own) / 2, below / height, own, panel_height / height))
     if "truth" in case.maps:
@@ -128,9 +116,7 @@ def _stage(case: ViewerCase, plane: Plane, size: int) -> tuple[Figure, Any]:
     return figure, panel
 
 
-def _draw_frame(
-    figure: Figure, panel: Any, case: ViewerCase, plane: Plane, limits: tuple[float, float], done: float
-) -> None:
+def _draw_frame(panel: Any, case: ViewerCase, plane: Plane, limits: tuple[float, float], done: float) -> None:
     assert plane.axis is not None
     panel.clear()
     truth = "truth" in case.maps
@@ -139,27 +125,5 @@ def _draw_frame(
     draw_scale_bar(panel, plane, size=7)
     panel.set_title(f"{case.name}   {plane.name} {plane.index}", color=TEXT, fontsize=8.5, pad=4)
     bar = {"transform": panel.transAxes, "linewidth": 2.5, "clip_on": False, "solid_capstyle": "butt"}
-    panel.plot([0, 1], [-0.012, -0.012], color="#30353c", **bar)
-    panel.plot([0, done], [-0.012, -0.012], color=_BAR, **bar)
-    figure.canvas.draw()
-
-
-def _write(path: Path, frames: Sequence[Image], duration_ms: int, colors: Sequence[str], image_module: Any) -> None:
-    palette = image_module.new("P", (1, 1))
-    palette.putpalette(_palette(colors).ravel().tolist())
-    shown = [frame.quantize(palette=palette, dither=image_module.Dither.NONE) for frame in frames]
-    shown[0].save(
-        path, format="GIF", save_all=True, append_images=shown[1:], duration=duration_ms, loop=0, optimize=False
-    )
-
-
-def _palette(colors: Sequence[str]) -> NDArray[np.uint8]:
-    """Gray values, and each color mixed with gray: an adaptive palette would tint the gray of the image."""
-    grays = np.linspace(0, 255, _GRAYS)[:, None].repeat(3, axis=1)
-    rgb = np.array([[int(color[start : start + 2], 16) for start in (1, 3, 5)] for color in colors])
-    rgb = rgb[: (256 - _GRAYS) // len(_SHARES)]  # of more colors the last ones find a near one
-    n_levels = (256 - _GRAYS) // (len(_SHARES) * len(rgb))
-    levels = ((np.arange(n_levels) + 0.5) * 255 / n_levels)[:, None, None, None]
-    shares = np.array(_SHARES)[None, :, None, None]
-    mixed = shares * rgb[None, None] + (1 - shares) * levels  # (levels, shares, colors, 3)
-    return np.round(np.concatenate([grays, mixed.reshape(-1, 3)])).astype(np.uint8)
+    panel.plot([0, 1], [-0.012, -0.012], color=TRACK, **bar)
+    panel.plot([0, done], [-0.012, -0.012], color=BAR, **bar)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "body_windows",
     "case_planes",
+    "checked_window",
     "chosen_voxel",
     "draw_letters",
     "draw_scale_bar",
@@ -111,12 +112,21 @@ def gray_range(case: ViewerCase, window: Sequence[float] | None = None) -> tuple
         ValueError: not two rising numbers.
     """
     if window is not None:
-        if not isinstance(window, Sequence) or len(window) != 2 or not window[0] < window[1]:
-            raise ValueError(f"window is {window}; it must be two rising gray values, those of black and of white")
-        return float(window[0]), float(window[1])
+        return checked_window(window)
     body = case.image[_body(case)]
     low = float(case.image.min())
     return low, float(np.percentile(body, 99.8)) if body.size else low + 1.0
+
+
+def checked_window(window: Sequence[float]) -> tuple[float, float]:
+    """Return the gray values of black and white that someone gave.
+
+    Raises:
+        ValueError: not two rising numbers.
+    """
+    if not isinstance(window, Sequence) or len(window) != 2 or not window[0] < window[1]:
+        raise ValueError(f"window is {window}; it must be two rising gray values, those of black and of white")
+    return float(window[0]), float(window[1])
 
 
 def body_windows(case: ViewerCase, voxel: tuple[int, int, int]) -> list[slice]:

@@ -49,10 +49,8 @@ def data_of(
     forms |= {"brats.yaml": brats, "inference_brats.yaml": brats}
 
     def folder(files: Sequence[str], bundle: str = "") -> Path:
-        if bundle in ("mtcm-kd", "gkd") and "liver.yaml" not in files:
+        if bundle in ("mtcm-kd", "gkd", "mtms-kd") and not {"liver.yaml", "hippocampus.yaml"} & set(files):
             return data_for(bundle, images=files[0] == "inference.yaml" and "inference_brats.yaml" not in files)
-        if bundle == "_mtms-kd":
-            return one_class
         return next((forms[name] for name in files if name in forms), phantoms)
 
     return folder
@@ -60,7 +58,7 @@ def data_of(
 
 # what some files define and take the weights of, by the id that names the weights
 WEIGHTS = {
-    "_mtms-kd": {"teacher_path": "teacher_def"},
+    "mtms-kd": {"teacher_path": "teacher_def"},
     "mtcm-kd": {"teachers_path": "teachers_def"},
     "gkd": {
         "scratch_path": "network_def",
@@ -110,7 +108,7 @@ def workflow(
             defaults["cpu_bfloat16"] = False
             if any("\nteacher_root:" in (bundle / "configs" / file).read_text() for file in files):
                 defaults["teacher_root"] = str(tiny_teacher)
-        if "pretrained.yaml" in files or (name in ("gkd", "_mtms-kd") and workflow_type == "train"):
+        if "pretrained.yaml" in files or (name in ("gkd", "mtms-kd") and workflow_type == "train"):
             defaults |= random_weights(bundle, files, {**defaults, **overrides}, weights)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="parsing config_file")  # MONAI's hint to trust the source

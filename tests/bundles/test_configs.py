@@ -42,6 +42,15 @@ GKD_PARTS = (
 CONTROLS = ("baseline", "augmentation", "logit_kd", "views_kd")
 OTHERS = ("cached_teacher", "photometry", "polyps", "liver", "paper")
 
+# of MTMS-KD: the parts and forms of the method with its controls, what changes the teacher, and other data and sizes
+MTMS_PARTS = ("encoder_only", "bottleneck_only", "decoder_only", "contrast_only", "dense", "supervised", "mimic")
+MTMS_ARMS = ("baseline", "logit_kd", "unlabelled", "wide_student", "trans_teacher", "cached_teacher", *MTMS_PARTS)
+MTMS_TEACHERS = ("segmentation_teacher", "half_teacher")
+MTMS_DATA = ("spleen", "hippocampus", "pictures", "paper")
+PICTURES = (
+    *("brain_tumor", "brain_tumor_lgg", "cvc_300", "cvc_clinicdb", "drive", "isic", "kvasir", "neopolyp", "rite"),
+)
+
 # what each bundle ships, and every combination of files that its documents name
 FILES = {
     "distill-dsm": [
@@ -96,6 +105,14 @@ FILES = {
         "two_levels.yaml",
         "uniform_weights.yaml",
     ],
+    "mtms-kd": sorted(
+        [
+            *(f"{name}.yaml" for name in (*MTMS_ARMS, *MTMS_TEACHERS, *MTMS_DATA, "teacher", "one_component")),
+            *(f"pictures/{name}.yaml" for name in PICTURES),
+            *(f"{name}.yaml" for name in ("train", "evaluate", "multi_gpu_train", "inference", "inference_pictures")),
+            *(f"{name}.json" for name in ("infer", "metadata", "stages")),
+        ]
+    ),
     "teacher": [
         "evaluate.yaml",
         "infer.json",
@@ -151,6 +168,22 @@ COMBINATIONS = [
     ("mtcm-kd", ("train.yaml", "teachers.yaml", "evaluate.yaml")),
     ("mtcm-kd", ("inference.yaml",)),
     ("mtcm-kd", ("inference.yaml", "inference_brats.yaml")),
+    ("mtms-kd", ("train.yaml",)),
+    *(("mtms-kd", ("train.yaml", f"{name}.yaml")) for name in ("teacher", *MTMS_ARMS, *MTMS_DATA)),
+    *(("mtms-kd", ("train.yaml", "teacher.yaml", f"{name}.yaml")) for name in MTMS_TEACHERS),
+    *(
+        ("mtms-kd", ("train.yaml", f"{name}.yaml", "teacher.yaml"))
+        for name in ("spleen", "hippocampus", "pictures", "trans_teacher", "paper")
+    ),
+    *(("mtms-kd", ("train.yaml", "pictures.yaml", f"pictures/{name}.yaml")) for name in PICTURES),
+    *(("mtms-kd", ("train.yaml", f"{name}.yaml", "wide_student.yaml")) for name in ("baseline", "trans_teacher")),
+    ("mtms-kd", ("train.yaml", "evaluate.yaml")),
+    ("mtms-kd", ("train.yaml", "evaluate.yaml", "one_component.yaml")),
+    ("mtms-kd", ("train.yaml", "teacher.yaml", "evaluate.yaml")),
+    ("mtms-kd", ("train.yaml", "pictures.yaml", "evaluate.yaml")),
+    ("mtms-kd", ("train.yaml", "multi_gpu_train.yaml")),
+    ("mtms-kd", ("inference.yaml",)),
+    ("mtms-kd", ("inference.yaml", "inference_pictures.yaml")),
     ("teacher", ("train.yaml",)),
     ("teacher", ("train.yaml", "evaluate.yaml")),
     ("teacher", ("train.yaml", "multi_gpu_train.yaml")),
@@ -316,7 +349,7 @@ def test_classes_and_channels_are_the_same_in_network_training_and_metadata(fold
     assert config["class_names"][0] == "background"
     assert pred["num_channels"] == config["network_def"]["out_channels"] == len(config["class_names"])
     assert image["num_channels"] == config["network_def"]["in_channels"] == len(image["channel_def"])
-    dims = 2 if bundle == "gkd" else 3
+    dims = 2 if bundle in ("gkd", "mtms-kd") else 3
     assert len(image["spatial_shape"]) == config["network_def"].get("spatial_dims", dims) == dims
 
 
@@ -340,7 +373,7 @@ def test_network_and_geometry_are_the_same_wherever_they_stand(folder, bundle):
 def test_the_shipped_network_fits_patch_and_window(folder, bundle):
     config = load(folder / bundle / "configs" / "train.yaml")
     widths = "filters" if "filters" in config["network_def"] else "channels"
-    levels = range(3 if bundle == "gkd" else 5)  # of networks that name no widths
+    levels = range(3 if bundle in ("gkd", "mtms-kd") else 5)  # of networks that name no widths
     thin = {**config["network_def"], widths: [8] * len(config["network_def"].get(widths, levels))}
     network = ConfigParser({"network_def": thin}).get_parsed_content("network_def").eval()
     window = ConfigParser(config).get_parsed_content("roi_size")
@@ -360,6 +393,7 @@ OWN_TARGETS = {
     ],
     "distill-dsm": ["monai_kd.networks.nets.DSMUNet", "monai_kd.inferers.ChunkedDepthInferer"],
     "mtcm-kd": ["monai_kd.networks.nets.ChannelAttentionResUNet"],
+    "mtms-kd": ["monai_kd.networks.nets.SlimUNet"],
 }
 
 

@@ -1,4 +1,4 @@
-"""The bundle mtms-kd, in preparation: every term teaches, unlabelled images are in their place, knobs count."""
+"""The bundle mtms-kd: every term teaches, unlabelled images are in their place, knobs count."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from commands import TINY
 from flows import checksum, first_batches, get, ready
 
 SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 2, "num_samples": 3, "pixel_size": 1.0}
+SMALL |= {"patch_size": [32, 32], "teacher_def::channels": [4, 8, 8, 8]}
 # whose deepest maps are smaller, of slices of 32 pixels
 TINY_TEACHERS: dict[str, dict[str, Any]] = {
     "trans_teacher": {"teacher_def::channels": [16, 16, 16, 64], "grid": 2},
@@ -23,7 +24,7 @@ ARMS = ("baseline", "logit_kd", *PARTS, "contrast_only", "mimic", "unlabelled", 
 
 @pytest.fixture
 def bundle(repository: Path) -> Path:
-    return repository / "bundles" / "_mtms-kd"
+    return repository / "bundles" / "mtms-kd"
 
 
 def files(*names: str) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ WIDE += (("teacher", "segmentation_teacher"), ("teacher", "half_teacher"), ("sup
 )
 def test_every_overlay_moves_every_weight_of_what_it_trains_and_scores_it(bundle, workflow, names):
     tiny = next((TINY_TEACHERS[name] for name in names if name in TINY_TEACHERS), {})
-    flow = ready(workflow(bundle, files(*names), **SMALL, **tiny))
+    flow = ready(workflow(bundle, files(*names), **{**SMALL, **tiny}))
     network = get(flow, "network")
     before = {key: value.clone() for key, value in network.named_parameters()}
     batches = first_batches(flow, 2)
@@ -145,14 +146,14 @@ def test_arms_share_schedule_and_number_of_steps(bundle, workflow):
     hashes, steps, records = {}, set(), {}
     for names in ((), *((name,) for name in ARMS)):
         tiny = TINY_TEACHERS.get(names[0], {}) if names else {}
-        flow = ready(workflow(bundle, files(*names), **SMALL, **tiny))
+        flow = ready(workflow(bundle, files(*names), **{**SMALL, **tiny}))
         (record,) = (h.content for h in get(flow, "train::handlers") if type(h).__name__ == "TrainingRecord")
         hashes[names], records[names] = record["schedule_hash"], record["protocol"]
         steps.add(len(get(flow, "train::dataloader")))
     assert len(set(hashes.values())) == 1, hashes
     assert len(records["unlabelled",].pop("unlabelled")) == records["unlabelled",].pop("n_unlabelled") > 0
     assert all(protocol == records[()] for protocol in records.values())
-    assert steps == {TINY["_mtms-kd"]["volumes_per_epoch"] // SMALL["batch_size"]}
+    assert steps == {TINY["mtms-kd"]["volumes_per_epoch"] // SMALL["batch_size"]}
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,31 @@ def test_sizes_out_of_range_are_refused(settings, match):
 def test_outputs_that_do_not_fit_are_refused(compute, match):
     with pytest.raises(ValueError, match=match):
         len(draw(compute=compute))
+
+
+def test_by_case_an_index_gives_one_of_its_draws_chosen_at_random():
+    bank = draw(compute=mean_of, draws=3, by_case=True)
+    assert len(bank) == 3
+    assert len(bank.patches) == 3 * 3 * 2
+    seen = {index: {tuple(patch["mean"].item() for patch in bank[index]) for _ in range(40)} for index in range(3)}
+    for index, draws in seen.items():
+        assert len(draws) == 3  # draws stay together, and each has its turn
+        assert all(len(means) == 2 and round(mean) == index for means in draws for mean in means)
+    batch = next(iter(DataLoader(bank, batch_size=2)))
+    assert batch["image"].shape == (4, 1, 4, 4)
+    with pytest.raises(IndexError):
+        bank[3]
+
+
+def test_patches_do_not_keep_the_volumes_that_they_were_cropped_from():
+    crop = RandSpatialCropSamplesd("image", roi_size=4, num_samples=2, random_size=False)
+    patches = DrawnBank(CASES, crop, draws=2, progress=False).patches
+    assert all(patch["image"].untyped_storage().nbytes() == 16 * 4 for patch in patches)
+
+
+def test_workers_do_not_each_draw_a_bank():
+    with pytest.raises(RuntimeError, match="each worker would draw a bank of its own; set num_workers 0"):
+        next(iter(DataLoader(draw(by_case=True), num_workers=1)))
+    bank = draw(by_case=True)
+    assert len(bank.patches) == 12
+    assert len(next(iter(DataLoader(bank, num_workers=1)))["image"]) == 2

@@ -1,8 +1,9 @@
-"""Photographs with masks: four layouts, pairs by name, groups that stay together, and faults that are named."""
+"""Pictures with masks: every layout, pairs by name, groups that stay together, and faults that are named."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from monai_kd.data import CaseCheck, CaseSplit, case_id, image_mask_cases, make_vessel_phantoms, target_dirs
+from monai_kd.data.image_masks import IMAGE_MASK_LAYOUTS
 
 CLASSES = ["background", "vessel"]
 
@@ -143,12 +145,11 @@ def test_what_a_folder_lacks_is_named(chase, spoil, error, message):
 
 
 def test_wrong_arguments_are_named(chase, tmp_path):
-    with pytest.raises(
-        ValueError, match="layout is 'hrf'; known: chase_db1, stare, drive, cvc_clinicdb, slices, images_labels"
-    ):
+    with pytest.raises(ValueError, match=r"layout is 'hrf'; known: chase_db1, stare, drive, rite, .*, images_labels$"):
         image_mask_cases(chase, "hrf")
-    with pytest.raises(ValueError, match=r"the pattern of image files is 'images/\*.jpg'; name the case once"):
-        image_mask_cases(chase, images="images/*.jpg")
+    for pattern in ("images/*.jpg", "{case}/image.jpg", "{case}/{case}.jpg"):
+        with pytest.raises(ValueError, match=rf"of image files is '{re.escape(pattern)}'; name the case once, in the"):
+            image_mask_cases(chase, images=pattern)
     with pytest.raises(FileNotFoundError, match="nowhere' is not a folder; pass --dataset_dir"):
         image_mask_cases(tmp_path / "nowhere")
 
@@ -168,6 +169,138 @@ def test_a_table_of_sequences_that_does_not_fit_is_named(tmp_path, table, error,
         (folder / "sequences.csv").write_text(table)
     with pytest.raises(error, match=message):
         image_mask_cases(folder, "cvc_clinicdb")
+
+
+# ---- the published form of each set ---------------------------------------------------------------------------------
+
+ISIC = {
+    2016: ("ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part1_Training_GroundTruth", "Segmentation"),
+    2017: ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth", "segmentation"),
+    2018: ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth", "segmentation"),
+}
+LGG = ("TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_{}", "TCGA_DU_5871_19941206/TCGA_DU_5871_19941206_{}")
+# layout, what tells it without its name, image and mask of each case, groups
+PUBLISHED = {
+    "rite": ("rite", True, {"images/21_training.tif": "vessel/21_training.png"}, [None]),
+    "rite_av": ("rite_av", False, {"images/01_test.tif": "av/01_test.png"}, [None]),
+    **{
+        f"isic {year}": ("isic", True, {f"{images}/ISIC_0000000.jpg": f"{masks}/ISIC_0000000_{word}.png"}, [None])
+        for year, (images, masks, word) in ISIC.items()
+    },
+    "figshare": ("brain_tumor_figshare", False, {f"images/{n}.png": f"masks/{n}.png" for n in (1, 2, 10)}, 3 * [None]),
+    "lgg": (
+        "brain_tumor_lgg",
+        True,
+        {f"{place.format(n)}.tif": f"{place.format(n)}_mask.tif" for place in LGG for n in (1, 10)},
+        ["TCGA_CS_4941", "TCGA_CS_4941", "TCGA_DU_5871", "TCGA_DU_5871"],
+    ),
+    "kvasir": ("kvasir_seg", False, {"images/cju0qkwl.jpg": "masks/cju0qkwl.jpg"}, [None]),
+    "clinic": ("cvc_clinicdb", True, {f"Original/{n}.tif": f"Ground Truth/{n}.tif" for n in (1, 26)}, ["1", "2"]),
+    "clinic png": ("cvc_clinicdb", True, {f"Original/{n}.png": f"Ground Truth/{n}.png" for n in (1, 26)}, ["1", "2"]),
+    "neopolyp": ("neopolyp", True, {"train/0081835c.jpeg": "train_gt/0081835c.jpeg"}, [None]),
+    "neopolyp twice": ("neopolyp", True, {"train/train/0081835c.jpeg": "train_gt/train_gt/0081835c.jpeg"}, [None]),
+    "cvc_300": ("cvc_300", False, {"images/149.png": "masks/149.png"}, [None]),
+}
+
+
+def published(root: Path, name: str) -> Path:
+    """Write the files of a set, and what else lies in its folders."""
+    _, _, files, _ = PUBLISHED[name]
+    for place in [place for pair in files.items() for place in pair]:
+        write(root / place, np.zeros((4, 6, 3) if place in files else (4, 6), np.uint8))
+    if name == "isic 2017":
+        write(root / ISIC[2017][0] / "ISIC_0000000_superpixels.png", np.zeros((4, 6, 3), np.uint8))
+        (root / ISIC[2017][0] / "ISIC-2017_Training_Data_metadata.csv").write_text("image_id,age\n")
+    if name == "lgg":
+        (root / "data.csv").write_text("Patient\n")
+    if name == "clinic":
+        (root / "sequences.csv").write_text("frame,sequence\n1,1\n26,2\n")
+    if name == "clinic png":  # as a mirror has it
+        (root.parent / "metadata.csv").write_text("sequence_id,frame_id,png_image_path\n1,1,a\n2,26,b\n")
+    return root
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_form_of_each_set_is_read(tmp_path, name):
+    layout, told, files, groups = PUBLISHED[name]
+    folder = published(tmp_path / "set", name)
+    cases = image_mask_cases(folder, layout)
+    assert [(case["image"], case["label"]) for case in cases] == [
+        (str(folder / image), str(folder / mask)) for image, mask in files.items()
+    ]
+    assert [case.get("group") for case in cases] == groups
+    if told:
+        assert image_mask_cases(folder) == cases
+    bare = [{key: value for key, value in case.items() if key != "label"} for case in cases]
+    assert image_mask_cases(folder, layout, labeled=False) == bare, "a mask beside its image is no image"
+
+
+def test_every_named_set_is_tried_above():
+    tried = {layout for layout, *_ in PUBLISHED.values()}
+    assert set(IMAGE_MASK_LAYOUTS) - tried == {"chase_db1", "stare", "drive", "slices", "images_labels"}
+
+
+def test_patients_of_the_tumor_slices_come_by_a_table_and_their_absence_is_said(tmp_path, caplog):
+    folder = published(tmp_path / "set", "figshare")
+    assert not any("group" in case for case in image_mask_cases(folder, "brain_tumor_figshare"))
+    assert "patients.csv' does not exist: every image counts as a patient of its own" in caplog.text
+    (folder / "patients.csv").write_text("image,patient\n1,100360\n2,100360\n10,101016\n")
+    cases = image_mask_cases(folder, "brain_tumor_figshare")
+    assert [case["group"] for case in cases] == ["100360", "100360", "101016"]
+    (folder / "patients.csv").write_text("image,patient\n1,100360\n2,100360\n")
+    with pytest.raises(ValueError, match="has no patient for 1 of 3 images, the first is '10'"):
+        image_mask_cases(folder, "brain_tumor_figshare")
+
+
+def test_a_video_without_table_is_refused_with_all_names_of_the_table(tmp_path):
+    folder = published(tmp_path / "set", "clinic")
+    (folder / "sequences.csv").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"sequences.csv' does not exist; .*'.*/../metadata.csv'"
+    ):
+        image_mask_cases(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        (
+            "lgg",
+            lambda folder: (folder / f"{LGG[0].format(10)}_mask.tif").unlink(),
+            r"no label: 'TCGA_\*/TCGA_CS_4941_19960909_10_mask.tif' is not there \(4 images, 3 label",
+        ),
+        (
+            "neopolyp",
+            lambda folder: (folder / "train_gt/0081835c.jpeg").unlink(),
+            r"'train_gt/0081835c.\*' or 'train_gt/train_gt/0081835c.\*' is not there \(1 images, 0 label files\)",
+        ),
+        (
+            "isic 2018",
+            lambda folder: shutil.copytree(folder / ISIC[2018][0], folder / "ISIC2018_Task1-2_Test_Input"),
+            "'ISIC_0000000' .*for image: ISIC2018_Task1-2_T.*Input/ISIC_0000000.jpg, ISIC2018_Task1-2_T.*; keep one",
+        ),
+        (
+            "isic 2016",
+            lambda folder: shutil.rmtree(folder / ISIC[2016][0]),
+            r"has no image: no file is named as '\*_Data/\{case\}.jpg' or '\*_Input/\{case\}.jpg'",
+        ),
+    ],
+    ids=["mask", "either place", "two folders", "none"],
+)
+def test_what_a_published_form_lacks_is_named(tmp_path, name, spoil, message):
+    folder = published(tmp_path / "set", name)
+    spoil(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        image_mask_cases(folder, PUBLISHED[name][0])
+
+
+def test_patterns_may_leave_the_folder_and_its_name_may_hold_wildcards(tmp_path):
+    folder = tmp_path / "a[1]*" / "pictures"
+    write(folder / "1.png", np.zeros((4, 4, 3), np.uint8))
+    write(folder.parent / "labels" / "1.png", np.zeros((4, 4), np.uint8))
+    for labels in ("../labels/{case}.png", f"{folder.parent.as_posix()}/labels/{{case}}.png"):
+        (case,) = image_mask_cases(folder, images="{case}.*", labels=labels)
+        assert case["label"] == str(folder.parent / "labels" / "1.png")
 
 
 # ---- splits ---------------------------------------------------------------------------------------------------------

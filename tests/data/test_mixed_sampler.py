@@ -42,3 +42,16 @@ def test_what_cannot_be_drawn_is_refused():
         MixedSampler(CASES, 0)
     with pytest.raises(ValueError, match="unlabelled is -1; it must be a whole number of at least 0"):
         MixedSampler(CASES, 2, unlabelled=-1)
+    with pytest.raises(ValueError, match="rank is 2 of 2 processes; ranks count from 0"):
+        MixedSampler(CASES, 2, num_replicas=2, rank=2)
+
+
+@pytest.mark.parametrize("num_samples", [6, 5], ids=["even", "rounded up"])
+def test_processes_share_out_what_one_would_draw(num_samples):
+    alone = list(MixedSampler(CASES, 6, unlabelled=1))
+    pairs = list(zip(alone[::2], alone[1::2], strict=True))
+    for rank in (0, 1):
+        sampler = MixedSampler(CASES, num_samples, unlabelled=1, num_replicas=2, rank=rank)
+        own = list(sampler)
+        assert len(sampler) == len(own) == 6
+        assert list(zip(own[::2], own[1::2], strict=True)) == pairs[rank::2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, SaveImage, SaveImaged
 from PIL import Image
 
-from monai_kd.data import as_color, as_grey
+from monai_kd.data import ColorClasses, as_color, as_grey
 from monai_kd.data.raster import is_raster, read_raster
 from monai_kd.data.volumes import volume_facts
 
@@ -115,6 +116,89 @@ def test_facts_of_a_photograph_are_those_of_the_loaded_one(tmp_path):
     assert read_raster(path, False).shape == (1, WIDTH, HEIGHT)
     assert is_raster(path)
     assert not is_raster("a.nii.gz")
+
+
+# ---- colors of classes ----------------------------------------------------------------------------------------------
+
+POLYPS = [["black"], ["red"], ["green"]]
+VESSELS = [["black"], ["red"], ["blue"], ["green", "white"]]
+
+
+def painted(*colors: tuple[int, int, int], size: int = 24) -> np.ndarray:
+    """Columns of equal width, one of each color."""
+    return np.repeat(np.array([colors], np.uint8), size, axis=1).repeat(size, axis=0)
+
+
+def numbers(path: str | Path, converter: ColorClasses) -> list[int]:
+    """The classes of a mask along its upper edge, each once in their order."""
+    row = load(Path(path), converter)[0, :, 0].int().tolist()
+    return [row[0], *(after for before, after in pairwise(row) if after != before)]
+
+
+def test_colors_become_classes_and_several_may_be_one(tmp_path):
+    picture = painted((255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255), (0, 255, 0), (9, 250, 0))
+    path = saved(tmp_path / "a.png", Image.fromarray(picture))
+    assert numbers(path, ColorClasses(VESSELS)) == [3, 0, 1, 2, 3]
+    other = ColorClasses([["black", "blue"], [[255, 255, 255]], ["red", [10, 250, 0]], ["green"]])
+    assert numbers(path, other) == [1, 0, 2, 0, 3, 2]
+    assert numbers(saved(tmp_path / "b.png", Image.fromarray(picture).quantize(8)), ColorClasses(VESSELS))[0] == 3
+
+
+@pytest.mark.parametrize("quality", [75, 95])
+def test_smeared_borders_of_a_jpeg_go_to_the_nearest_color(tmp_path, quality):
+    picture = Image.fromarray(painted((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 0), size=21))
+    picture.save(tmp_path / "a.jpeg", quality=quality)
+    found = load(tmp_path / "a.jpeg", ColorClasses(POLYPS, tolerance=150, smear=5))[0].numpy().T
+    exact = np.asarray(ColorClasses(POLYPS)(picture))
+    assert (found != exact).mean() < 0.05
+    with pytest.raises(ValueError, match=r"a.jpeg' has the color"):
+        ColorClasses(POLYPS)(Image.open(tmp_path / "a.jpeg"))
+
+
+def test_an_unknown_color_is_refused_and_named(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(painted((0, 0, 0), (250, 250, 0), (255, 0, 0))))
+    message = r"a.png' has the color \(250, 250, 0\), 250 levels from the nearest .* 576 pixels .* Known: black; red"
+    with pytest.raises(ValueError, match=message):
+        ColorClasses(POLYPS, tolerance=150, smear=5)(Image.open(path))
+    with pytest.raises(RuntimeError, match=message):  # MONAI tries its other readers, and tells of all
+        load(path, ColorClasses(POLYPS))
+
+
+def test_thin_strips_alone_are_borne(tmp_path):
+    picture = painted((0, 0, 0), (0, 0, 0))
+    picture[:, 10:14] = (0, 0, 255)
+    thin = saved(tmp_path / "a.png", Image.fromarray(picture))
+    assert numbers(thin, ColorClasses(POLYPS, smear=5)) == [0]
+    with pytest.raises(ValueError, match="has the color"):
+        ColorClasses(POLYPS, smear=4)(Image.open(thin))
+
+
+def test_a_mask_without_colors_is_refused_unless_it_is_empty(tmp_path):
+    for pixels in (MASK.astype(np.uint8), MASK, MASK.astype(np.uint8) * 255):
+        path = saved(tmp_path / "a.png", Image.fromarray(pixels))
+        with pytest.raises(ValueError, match=r"a.png' has the pixel format [1L], without colors; as_grey reads"):
+            ColorClasses(POLYPS)(Image.open(path))
+    empty = ColorClasses(POLYPS)(Image.fromarray(np.zeros((4, 6), np.uint8)))
+    assert (empty.mode, empty.size, empty.getextrema()) == ("L", (6, 4), (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"colors": [["black"]]}, "a list of colors for each class, the background first"),
+        ({"colors": ["black", "red"]}, "a list of colors for each class"),
+        ({"colors": [["black"], []]}, "a list of colors for each class"),
+        ({"colors": [["black"], ["crimson"]]}, "'crimson' is no color; give three levels of 0 to 255, or one of black"),
+        ({"colors": [["black"], [[0, 0, 256]]]}, r"\[0, 0, 256\] is no color"),
+        ({"colors": [["black"], ["red", [255, 0, 0]]]}, "each color may stand once"),
+        ({"tolerance": -1}, "tolerance is -1; it must be 0 or more levels"),
+        ({"smear": 0}, "smear is 0; it must be a whole number of pixels"),
+        ({"smear": 2.5}, "smear is 2.5; it must be a whole number of pixels"),
+    ],
+)
+def test_wrong_colors_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ColorClasses(**{"colors": POLYPS, **arguments})
 
 
 # ---- a prediction on its photograph ---------------------------------------------------------------------------------

@@ -39,11 +39,12 @@ pytestmark = pytest.mark.integration
 CONSTRAINTS = REPOSITORY / "docs" / "constraints" / "label.txt"
 PAGE = REPOSITORY / "docs" / "how_to" / "monai_label.md"
 NAMES = "Names on this page"
-VOLUMES = ("student", "teacher", "distill-dsm", "mtcm-kd")
+VOLUMES = ("student", "teacher", "distill-dsm", "mtcm-kd", "mtms-kd")
 BUNDLES = (*VOLUMES, "gkd")
 LABELS = {"anterior": 1, "posterior": 2}
 # any other bundle's are LABELS
 LABELS_OF = {"mtcm-kd": {"necrotic_core": 1, "edema": 2, "enhancing_tumor": 3}, "gkd": {"vessel": 1}}
+LABELS_OF["mtms-kd"] = {"left atrium": 1}
 LABELLED, HELD_OUT, SPARE = 8, 3, 2  # phantoms: to be labelled, to score on, to stay without a label
 EPOCHS = 16  # the page's
 RECORD = "MONAI_KD_LABEL_RECORD"  # a file that gets Dice, seconds and versions
@@ -260,10 +261,10 @@ def test_info_names_the_bundles_their_labels_and_their_trainers(site: Site):
         metadata = record_of(REPOSITORY / "bundles" / name / "configs" / "metadata.json")
         assert model["labels"] == LABELS_OF.get(name, LABELS)
         assert model["type"] == "segmentation"
-        assert model["dimension"] == (3 if name in VOLUMES else 2)
+        assert model["dimension"] == (2 if name in ("gkd", "mtms-kd") else 3)
         assert (model["description"], model["version"]) == (metadata["description"], metadata["version"])
         assert model["config"]["model_filename"] == ["model.pt"]  # the teacher's weights are no student's
-    assert set(info["labels"]) == {*LABELS, *LABELS_OF["mtcm-kd"], *LABELS_OF["gkd"]}
+    assert set(info["labels"]) == {*LABELS, *(label for labels in LABELS_OF.values() for label in labels)}
     assert info["datastore"]["total"] == LABELLED + HELD_OUT + SPARE
 
 
@@ -298,14 +299,14 @@ def test_an_uploaded_file_gets_the_same_label(site: Site):
 
 def real_images(real_data: Path, bundle: str, folder: Path) -> Path:
     """Copy two test images of a bundle's own task; of brain tumors the one modality that the student sees."""
-    tumors = bundle == "mtcm-kd"
-    split = record_of(real_data / "splits" / ("brats.json" if tumors else "hippocampus.json"))
+    protocol, image = {
+        "mtcm-kd": ("brats", "BraTS_1p5mm/{case}/{case}_t1ce.nii.gz"),
+        "mtms-kd": ("left_atrium", "LeftAtrium2018/imagesTr/{case}.nii.gz"),
+    }.get(bundle, ("hippocampus", "Task04_Hippocampus/imagesTr/{case}.nii.gz"))
+    split = record_of(real_data / "splits" / f"{protocol}.json")
     folder.mkdir()
     for case in sorted(split["test"])[:2]:
-        image = real_data / "Task04_Hippocampus" / "imagesTr" / f"{case}.nii.gz"
-        if tumors:
-            image = real_data / "BraTS_1p5mm" / case / f"{case}_t1ce.nii.gz"
-        shutil.copy(image, folder)
+        shutil.copy(real_data / image.format(case=case), folder)
     return folder
 
 

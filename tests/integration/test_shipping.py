@@ -17,7 +17,7 @@ from monai_kd.hub import fetch_bundle, index_bundles, pack_bundle, verify_bundle
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("name", ["teacher", "student", "distill-dsm", "mtcm-kd", "gkd"])
+@pytest.mark.parametrize("name", ["teacher", "student", "distill-dsm", "mtcm-kd", "gkd", "mtms-kd"])
 def test_a_packed_bundle_arrives_whole_and_segments_like_the_original(repository, data_for, tmp_path, name):
     (tmp_path / "www").mkdir()
     packed = pack_bundle(repository / "bundles" / name, tmp_path / "www")

@@ -83,7 +83,7 @@ _MARKS = (
     ("sequences.csv", "cvc_clinicdb"),
     ("slices.csv", "slices"),
     ("Ground Truth", "cvc_clinicdb"),
-    ("vessel", "rite"),
+    ("vessel/*_t*.png", "rite"),
     ("*_GroundTruth", "isic"),
     ("TCGA_*", "brain_tumor_lgg"),
     ("train_gt", "neopolyp"),

@@ -14,6 +14,7 @@ import torch
 from commands import TINY, TINY_UNET3D
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from other_data import as_brats, with_one_class
+from picture_sets import make
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +50,10 @@ def data_of(
     forms |= {"brats.yaml": brats, "inference_brats.yaml": brats}
 
     def folder(files: Sequence[str], bundle: str = "") -> Path:
+        for name in (Path(file).stem for file in files if file.startswith("pictures/")):
+            return root / name if (root / name).exists() else make(root / name, name)
+        if {"pictures.yaml", "inference_pictures.yaml"} & set(files):
+            return data_for("gkd", images=files[0] == "inference.yaml")
         if bundle in ("mtcm-kd", "gkd", "mtms-kd") and not {"liver.yaml", "hippocampus.yaml"} & set(files):
             return data_for(bundle, images=files[0] == "inference.yaml" and "inference_brats.yaml" not in files)
         return next((forms[name] for name in files if name in forms), phantoms)

@@ -22,7 +22,7 @@ import monai.bundle
 import numpy as np
 import pytest
 import torch
-from commands import bundle_run, monai_bundle
+from commands import TINY, bundle_run, monai_bundle
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.data import load_net_with_metadata
@@ -55,12 +55,13 @@ TRACED = {
     "distill-dsm": {"use_trace": True, "input_shape": [1, 1, 32, 48, 5]},
     "gkd": {"use_trace": True, "input_shape": [1, 1, 32, 48]},
     "mtcm-kd": {"use_trace": True, "input_shape": [1, 1, 32, 48, 40]},
+    "mtms-kd": {"use_trace": True, "input_shape": [1, 1, 32, 48]},
 }
 
 
 # bundles that train more than the student, and the keys of that in a distiller's state
-TRAINS_BESIDE = ("mtcm-kd",)
-BESIDE = ("teachers.", "parts.", "losses.")
+TRAINS_BESIDE = ("mtcm-kd", "mtms-kd")
+BESIDE = ("teachers.", "parts.", "losses.", "adapters.")
 # what makes two steps of large patches quick
 QUICK = {
     "gkd": {
@@ -92,7 +93,7 @@ def copied(bundle: Path, tmp_path: Path) -> Path:
 
 
 def small_patch(bundle: Path) -> list[int]:
-    return [32, 32] if bundle.name in FLAT else SMALL_PATCH
+    return TINY[bundle.name].get("patch_size") or ([32, 32] if bundle.name in FLAT else SMALL_PATCH)
 
 
 def configs(bundle: Path, *names: str) -> list[str]:
@@ -290,7 +291,7 @@ def test_a_copied_folder_trains_evaluates_and_segments_from_elsewhere(copied, ti
     before, cwd = file_sha256(copied / "models" / "model.pt"), tmp_path / "elsewhere"
     small = tiny[copied.name]
     data = {**small, "dataset_dir": data_for(copied.name), "split_file": "''"}
-    bundle_run(copied, ["train.yaml"], cwd, epochs=1, patch_size=small_patch(copied), **data)
+    bundle_run(copied, ["train.yaml"], cwd, epochs=1, **{**data, "patch_size": small_patch(copied)})
     trained, weights = read(copied / "models" / "model.json"), file_sha256(copied / "models" / "model.pt")
     assert (trained["kind"], trained["status"], trained["epochs"]) == ("training", "finished", 1)
     assert trained["network"]["weights_sha256"] == weights != before
@@ -390,7 +391,7 @@ def test_two_steps_give_the_golden_numbers(bundle, numbers):
 
 
 # where one of many terms is small, one percent of it is nothing
-MORE = {"mtcm-kd": 2.0, "gkd": 100.0}
+MORE = {"mtcm-kd": 2.0, "gkd": 100.0, "mtms-kd": 100.0}
 
 
 def slightly_more(bundle: str) -> dict[str, dict[str, float]]:

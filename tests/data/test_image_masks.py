@@ -255,9 +255,7 @@ def test_patients_of_the_tumor_slices_come_by_a_table_and_their_absence_is_said(
 def test_a_video_without_table_is_refused_with_all_names_of_the_table(tmp_path):
     folder = published(tmp_path / "set", "clinic")
     (folder / "sequences.csv").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"sequences.csv' does not exist; .*'.*/../metadata.csv'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"sequences.csv' does not exist; .*'.*/../metadata.csv'"):
         image_mask_cases(folder)
 
 

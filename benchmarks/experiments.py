@@ -7,7 +7,9 @@ every model scored on the test cases, one at a time so that the timings are clea
 shorter schedule, trained and scored; (5) networks that see across slices trained and (6) scored, see
 depth_experiments.py; (7) students of one modality trained and (8) scored, see mtcm_experiments.py; (9) students of one
 camera trained, (10) other settings of theirs tried and (11) all scored on other cameras, see gkd_experiments.py; (12)
-tiny students of slices trained and (13) scored, see mtms_experiments.py. Finished runs are skipped, interrupted ones go on. Run records go to docs/results, from which `make tables` builds every
+tiny students of slices trained and (13) scored, see mtms_experiments.py.
+
+Finished runs are skipped, interrupted ones go on. Run records go to docs/results, from which `make tables` builds every
 published number. The distilled student with the best *validation* Dice becomes the student bundle's weights, and so for
 distill-dsm.
 """

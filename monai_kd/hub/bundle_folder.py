@@ -167,8 +167,13 @@ class BundleFolder:
         return found
 
     def overlay_combinations(self) -> list[tuple[str, ...]]:
-        """Return every overlay in a subfolder of ``configs`` with its base, where the bundle has that base."""
-        return [(self.base_of(name), name) for name in self.overlays() if self._has_config(_base_stem(name))]
+        """Return every overlay in a subfolder of ``configs`` with its base, where the bundle has that base.
+
+        A subfolder beside a file of its name (``pictures/`` beside ``pictures.yaml``) is left out: what it holds stands
+        behind that file, and names stages that the user trains.
+        """
+        names = [name for name in self.overlays() if not self._has_config(name.partition("/")[0])]
+        return [(self.base_of(name), name) for name in names if self._has_config(_base_stem(name))]
 
     def combinations(self) -> list[tuple[str, ...]]:
         """Return the standard combinations, overlays on their bases, and what headers and the card name in commands."""

@@ -60,6 +60,7 @@ def write_cases(
     spacing_mm: Sequence[float] = (),
     least: Sequence[int] = (),
     photographs: bool | None = None,
+    slices: bool = False,
 ) -> list[dict[str, str]]:
     """Write small made-up images and labels with the dimensions and classes that the metadata states, and its channels.
 
@@ -73,6 +74,7 @@ def write_cases(
         least: voxels that they have at least, per axis.
         photographs: whether they are PNG files and no NIfTI ones; None asks the metadata's ``data_type``. What is no
             photograph in a bundle of photographs is a volume of its slices.
+        slices: whether the network takes volumes slice by slice.
 
     Raises:
         NotReadable: the metadata does not state them.
@@ -86,7 +88,7 @@ def write_cases(
     generator = np.random.default_rng(0)
     stated = takes_photographs(metadata)
     photographs = stated if photographs is None else photographs
-    dimensions = 3 if stated and not photographs else dimensions
+    dimensions = 3 if (stated or slices) and not photographs else dimensions
     sides = [*least, *[_SIDE] * dimensions][:dimensions]
     shape = tuple(max(_SIDE, side) for side in sides)
     mm = [size if size > 0 else 1.0 for size in [*spacing_mm, *[1.0] * 3][:3]]
@@ -132,10 +134,12 @@ def opened_workflow(
     parser = ConfigParser(bundle.merged(names))
     with tempfile.TemporaryDirectory() as temporary:
         own = [_numbers(parser, key) for key in ("spacing_mm", "patch_size")]
-        least, photographs = [int(side) for side in own[1]], None
+        least, text = [int(side) for side in own[1]], str(parser.get())
+        photographs = "PILReader" in text
         if takes_photographs(bundle.metadata):  # but for configurations that read volumes
-            photographs = not any(reader in str(parser.get()) for reader in ("NibabelReader", "ITKReader"))
-        cases = write_cases(Path(temporary), bundle.metadata, 2, own[0], least, photographs)
+            photographs = not any(reader in text for reader in ("NibabelReader", "ITKReader"))
+        slices = "SliceInferer" in text
+        cases = write_cases(Path(temporary), bundle.metadata, 2, own[0], least, photographs, slices)
         wanted: dict[str, Any] = {
             **{key: f"{temporary}/{key}" for key in ("run_dir", "ckpt_dir", "output_dir")},
             **{f"{section}dataset::data": cases for section in ("train::", "validate::", "")},

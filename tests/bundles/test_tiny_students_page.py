@@ -74,13 +74,24 @@ def test_the_page_lists_every_overlay_and_the_defaults_of_the_configuration():
     rows = [
         [cell.strip() for cell in line.strip("| ").split("|")] for line in PAGE.splitlines() if line.startswith("|")
     ]
-    overlays = {name for row in rows for cell in row[:-1] if "behind" not in cell for name in re.findall(r"`([\w/]+\.yaml)`", cell)}
+    overlays = {
+        name
+        for row in rows
+        for cell in row[:-1]
+        if "behind" not in cell
+        for name in re.findall(r"`([\w/]+\.yaml)`", cell)
+    }
     configs = BUNDLE / "configs"
     assert overlays - APART == {path.relative_to(configs).as_posix() for path in configs.rglob("*.yaml")} - APART
     stages = [row[0].strip("`") for row in rows if len(row) == 3 and row[1] in ("none", *(f"`{o}`" for o in overlays))]
     assert stages == [stage.name for stage in read_stages(BUNDLE)]
     named = [(re.findall(r"`([\w:]+)`", row[0]), row[1].split(", ")) for row in rows]
-    values = {name: value for names, found in named if len(names) == len(found) for name, value in zip(names, found, strict=True)}
+    values = {
+        name: value
+        for names, found in named
+        if len(names) == len(found)
+        for name, value in zip(names, found, strict=True)
+    }
     for name, term in config["terms"].items():
         if name != "seg":
             assert float(values[f"terms::{name}::weight"]) == term["weight"], name

@@ -227,6 +227,15 @@ def test_the_repositorys_bundles_pass(bundles):
         assert failures(path) == {}, path.name
 
 
+def test_overlays_in_a_folder_stand_on_train_yaml_unless_a_file_of_its_name_lies_beside(bundle):
+    write("configs/sets/broken.yaml", "terms::soft::loss: {_target_: torch.nn.NoSuchLoss}\n")(bundle)
+    write_checksums(bundle)
+    assert "sets/broken.yaml" in failures(bundle)["properties"]
+    write("configs/sets.yaml", "method: sets\n")(bundle)
+    write_checksums(bundle)
+    assert "properties" not in failures(bundle)
+
+
 def test_a_name_that_monai_would_split_is_refused(whole, tmp_path):
     folder = Path(shutil.copytree(whole, tmp_path / "brats_vnet"))
     change_json(folder / "configs" / "metadata.json", name="brats_vnet")

@@ -56,12 +56,27 @@ CAMERAS = ("retina", "retina_stare", "retina_drive")
 def camera_records(repository) -> list[dict]:
     found = [r for r in load_records(repository / "docs" / "results" / "gkd") if r["protocol"]["name"] in CAMERAS]
     found = [r for r in found if r["protocol"]["section"] != "validation"]
-    stages, arms = ("gkd_teacher", "gkd_scratch"), ("gkd", "baseline", "augmentation", "logit_kd")
-    wanted = {(name, seed) for name in stages for seed in (0, 1, 2)} | {
-        (name, seed) for name in arms for seed in (0, 1)
-    }
+    many = ("gkd_teacher", "gkd_scratch", "gkd", "baseline", "augmentation", "logit_kd")
+    single = ("views_kd", "gkd_intra_only", "gkd_inter_only", "gkd_graphs_only", "gkd_cross_only", "gkd_anchor_only")
+    single += ("photometry", "photometry_kd")
+    wanted = {(name, seed) for name in many for seed in (0, 1, 2)} | {(name, 0) for name in single}
     for camera in CAMERAS:
         assert {(r["method"], r["seed"]) for r in found if r["protocol"]["name"] == camera} >= wanted, camera
+    return found
+
+
+SLICES = ("left_atrium_slices", "left_atrium_slices_one_component")
+
+
+@pytest.fixture(scope="module")
+def slice_records(repository) -> list[dict]:
+    found = load_records(repository / "docs" / "results" / "mtms_kd")
+    many = ("baseline", "logit_kd", "mtms_kd", "mtms_kd_unlabelled")
+    many += tuple(f"wide_{name}" for name in many)
+    wanted = {(name, seed) for name in many for seed in (0, 1, 2)} | {("mtms_teacher", 0)}
+    for protocol in SLICES:
+        own = {(r["method"], r["seed"]) for r in found if r["protocol"]["name"] == protocol}
+        assert own >= wanted, protocol
     return found
 
 
@@ -78,14 +93,16 @@ def record_of(records: list[dict], weights: Path) -> dict:
         ("distill-dsm", "distill_dsm"),
         ("mtcm-kd", "mtcm_kd"),
         ("gkd", "gkd"),
+        ("mtms-kd", "mtms_kd"),
     ],
 )
 def test_shipped_weights_have_a_record_and_load_strictly(
-    repository, records, depth_records, modality_records, camera_records, bundle, method
+    repository, records, depth_records, modality_records, camera_records, slice_records, bundle, method
 ):
     folder = repository / "bundles" / bundle
     on_source = [r for r in camera_records if r["protocol"]["name"] == "retina"]
     known = [*records, *depth_records, *modality_records, *on_source]
+    known += [r for r in slice_records if r["protocol"]["name"] == SLICES[0]]
     record = record_of(known, folder / "models" / "model.pt")
     assert (record["method"], record["bundle"]["name"]) == (method, bundle)
     assert load_report(load_teacher(folder)).complete
@@ -175,6 +192,20 @@ def test_the_shipped_stages_are_those_that_the_shipped_student_came_from(reposit
     for path in (folder / "stages").glob("*.pt"):
         record = json.loads(path.with_suffix(".json").read_text())
         assert record["network"]["weights_sha256"] == file_sha256(path), path.name
+
+
+def test_students_of_slices_share_schedule_labels_and_the_shipped_teacher(repository, slice_records):
+    students = [r for r in slice_records if not r["method"].endswith("_teacher")]
+    assert len({r["schedule_hash"] for r in students if not r["method"].startswith("wide_")}) == 1
+    assert len({r["schedule_hash"] for r in students if r["method"].startswith("wide_")}) == 1
+    for protocol in SLICES:
+        own = [r for r in students if r["protocol"]["name"] == protocol]
+        for key in ("hash", "split_hash", "cases_hash"):
+            assert len({r["protocol"][key] for r in own}) == 1, (protocol, key)
+    assert len({r["training"]["protocol"]["n_train"] for r in students}) == 1
+    shipped = file_sha256(repository / "bundles" / "mtms-kd" / "models" / "stages" / "teacher.pt")
+    taught = [r for r in students if r["method"].removeprefix("wide_") in ("logit_kd", "mtms_kd", "mtms_kd_unlabelled")]
+    assert {r["teacher"]["networks"]["teacher"]["weights_sha256"] for r in taught} == {shipped}
 
 
 def test_published_tables_follow_from_the_records(repository):

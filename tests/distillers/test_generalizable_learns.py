@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ellipses import SIZE, dice, images
 from monai.losses import DiceCELoss
 from monai.utils import set_determinism
 from torch import Tensor, nn
@@ -19,25 +19,9 @@ from monai_kd.networks.nets import AlignmentNetwork, PlainUNet, SemanticAutoenco
 
 pytestmark = pytest.mark.slow
 SEG = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
-SIZE, BATCH, SEEDS = 32, 16, (0, 1, 2)
+BATCH, SEEDS = 16, (0, 1, 2)
 LATENT = {"latent_channels": 32, "latent_length": 16, "grid": 4}
 TEACHER, STUDENT = [12, 24, 48], [6, 12, 24]
-
-
-def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return bright ellipses among distractors of other brightness, and the ellipses' masks."""
-    random = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:SIZE, :SIZE]
-    drawn, masks = [], []
-    for _ in range(count):
-        image, mask = random.normal(0, 0.35, (SIZE, SIZE)), np.zeros((SIZE, SIZE), bool)
-        for number in range(3):
-            center, axes = random.uniform(7, SIZE - 7, 2), random.uniform(3, 7, 2)
-            inside = ((rows - center[0]) / axes[0]) ** 2 + ((columns - center[1]) / axes[1]) ** 2 < 1
-            image[inside] = (1.0 if number == 0 else 0.55) + random.normal(0, 0.3, int(inside.sum()))
-            mask = inside if number == 0 else mask & ~inside
-        drawn.append(image), masks.append(mask)
-    return (torch.tensor(np.stack(part)[:, None]).float() for part in (drawn, masks))
 
 
 def views_of(image: Tensor) -> Tensor:
@@ -64,16 +48,9 @@ def fit(distiller: Distiller, data: tuple[Tensor, Tensor], steps: int, rate: flo
     return distiller.eval()
 
 
-@torch.no_grad()
-def dice(network: nn.Module, data: tuple[Tensor, Tensor]) -> float:
-    found = network.eval()(data[0]).argmax(1, keepdim=True)
-    overlap = 2 * (found * data[1]).sum((1, 2, 3)) / (found.sum((1, 2, 3)) + data[1].sum((1, 2, 3))).clamp_min(1)
-    return float(overlap.mean())
-
-
 @cache
 def data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    return tuple(images(64, seed=0)), tuple(images(64, seed=1))
+    return images(64, seed=0), images(64, seed=1)
 
 
 @cache

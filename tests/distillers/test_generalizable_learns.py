@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F

@@ -58,7 +58,6 @@ def camera_records(repository) -> list[dict]:
     found = [r for r in found if r["protocol"]["section"] != "validation"]
     many = ("gkd_teacher", "gkd_scratch", "gkd", "baseline", "augmentation", "logit_kd")
     single = ("views_kd", "gkd_intra_only", "gkd_inter_only", "gkd_graphs_only", "gkd_cross_only", "gkd_anchor_only")
-    single += ("photometry", "photometry_kd")
     wanted = {(name, seed) for name in many for seed in (0, 1, 2)} | {(name, 0) for name in single}
     for camera in CAMERAS:
         assert {(r["method"], r["seed"]) for r in found if r["protocol"]["name"] == camera} >= wanted, camera

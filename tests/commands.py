@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TINY", "TINY_UNET3D", "bundle_run", "monai_bundle"]
+__all__ = ["TINY", "TINY_UNET3D", "bundle_run", "monai_bundle", "page_commands", "run_page_command"]
 
 # the overrides that make a bundle's own network tiny, or its images
 TINY: dict[str, dict[str, Any]] = {
@@ -54,4 +56,28 @@ def bundle_run(
         arguments += [f"--{key}", str(value)]
     done = monai_bundle(cwd, "run", *arguments, launcher=launcher, python_path=python_path, succeed=succeed)
     assert list(cwd.iterdir()) == [], "written into the current folder"
+    return done
+
+
+def page_commands(page: str) -> list[list[str]]:
+    """The words of every line of a document's shell blocks that calls python."""
+    return [
+        shlex.split(line)
+        for block in re.findall(r"^```bash\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("python")
+    ]
+
+
+def run_page_command(
+    words: Sequence[str], places: Mapping[str, Path], cwd: Path, settings: Mapping[str, Any]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of a document, with folders in place of its capital words, and with further settings."""
+    command = [sys.executable, *(str(places.get(word, word)) for word in words[1:])]
+    for key, value in settings.items():
+        command += [f"--{key}", str(value)]
+    environment = {key: value for key, value in os.environ.items() if key != "MONAI_KD_DATA"}
+    environment |= {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done

@@ -22,8 +22,12 @@ DOCUMENTS = [*PAGES, *REPOSITORY.glob("*.md"), *(REPOSITORY / "bundles").glob("*
 FOLDERS = ("benchmarks", "bundles", "docs", "monai_kd", "tests")
 
 # whose commands a page shows; else the student's
-BUNDLE_OF_PAGE = {"slices.md": "distill-dsm", "one_modality.md": "mtcm-kd", "unseen_cameras.md": "gkd"}
-BUNDLE_OF_PAGE["tiny_students.md"] = "mtms-kd"
+BUNDLE_OF_PAGE = {
+    "slices.md": "distill-dsm",
+    "one_modality.md": "mtcm-kd",
+    "unseen_cameras.md": "gkd",
+    "tiny_students.md": "mtms-kd",
+}
 _OF_MONAI = ("--config_file", "--tracking")  # arguments of `monai.bundle run` itself
 
 

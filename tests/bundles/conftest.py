@@ -50,8 +50,9 @@ def data_of(
     forms |= {"brats.yaml": brats, "inference_brats.yaml": brats}
 
     def folder(files: Sequence[str], bundle: str = "") -> Path:
-        for name in (Path(file).stem for file in files if file.startswith("pictures/")):
-            return root / name if (root / name).exists() else make(root / name, name)
+        if of_a_set := [Path(file).stem for file in files if file.startswith("pictures/")]:
+            place = root / of_a_set[0]
+            return place if place.exists() else make(place, of_a_set[0])
         if {"pictures.yaml", "inference_pictures.yaml"} & set(files):
             return data_for("gkd", images=files[0] == "inference.yaml")
         if bundle in ("mtcm-kd", "gkd", "mtms-kd") and not {"liver.yaml", "hippocampus.yaml"} & set(files):

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from brain_tumors import brain_tumors
-from commands import TINY
+from commands import TINY, page_commands, run_page_command
 from monai.bundle import ConfigParser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "how_to" / "one_modality.md").read_text(encoding="utf-8")
-COMMANDS = [
-    shlex.split(line)
-    for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("python")
-]
+COMMANDS = page_commands(PAGE)
 BUNDLE = REPOSITORY / "bundles" / "mtcm-kd"
 QUICK = {"epochs": 1, "patch_size": [16, 16, 16], "roi_size": [32, 32, 32], "cpu_bfloat16": False}
 
@@ -40,16 +31,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def execute(words: list[str], home: Path) -> str:
     """Run a command of the page with a tiny network; a training is cut short."""
-    command = [sys.executable, *(str(home / word) if word in ("DIR", "TASK01", "OUT") else word for word in words[1:])]
     settings = dict(TINY["mtcm-kd"])
     if "train.yaml" in " ".join(words):
         settings |= QUICK if "evaluate" not in " ".join(words) else {"roi_size": QUICK["roi_size"]}
-    for key, value in settings.items():
-        command += [f"--{key}", str(value)]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=home / "bundle", env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    places = {name: home / name for name in ("DIR", "TASK01", "OUT")}
+    return run_page_command(words, places, home / "bundle", settings).stdout
 
 
 def test_the_page_has_the_commands_that_are_tested_here():

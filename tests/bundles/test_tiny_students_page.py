@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
 import pytest
-from commands import TINY
+from commands import TINY, page_commands, run_page_command
 from monai.bundle import ConfigParser
 
 from monai_kd.handlers.provenance import file_sha256
@@ -22,12 +18,7 @@ from monai_kd.hub import read_stages
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLE = REPOSITORY / "bundles" / "mtms-kd"
 PAGE = (REPOSITORY / "docs" / "how_to" / "tiny_students.md").read_text(encoding="utf-8")
-COMMANDS = [
-    shlex.split(line)
-    for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("python")
-]
+COMMANDS = page_commands(PAGE)
 QUICK = {"epochs": 1, "num_samples": 2, "cpu_bfloat16": False}
 # files that are not laid over train.yaml
 APART = {"train.yaml", "evaluate.yaml", "inference.yaml", "inference_pictures.yaml", "multi_gpu_train.yaml"}
@@ -36,15 +27,9 @@ APART = {"train.yaml", "evaluate.yaml", "inference.yaml", "inference_pictures.ya
 def execute(words: list[str], home: Path) -> str:
     """Run a command of the page on phantoms; trainings are cut short."""
     places = {"DIR": home / "DIR", "OUT": home / "OUT"}
-    command = [sys.executable, *(str(places.get(word, word)) for word in words[1:])]
     tiny = {"roi_size": TINY["mtms-kd"]["patch_size"]} if "configs/inference.yaml" in words else TINY["mtms-kd"]
-    for key, value in {**tiny, **(QUICK if "stages" in words else {})}.items():
-        command += [f"--{key}", str(value)]
-    environment = {key: value for key, value in os.environ.items() if key != "MONAI_KD_DATA"}
-    environment |= {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=home / "bundle", env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    settings = {**tiny, **(QUICK if "stages" in words else {})}
+    return run_page_command(words, places, home / "bundle", settings).stdout
 
 
 @pytest.mark.slow

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import TINY
+from commands import TINY, page_commands, run_page_command
 from monai.bundle import ConfigParser
 from vessels import vessel_photographs
 
@@ -22,27 +18,15 @@ from monai_kd.hub import read_stages
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLE = REPOSITORY / "bundles" / "gkd"
 PAGE = (REPOSITORY / "docs" / "how_to" / "unseen_cameras.md").read_text(encoding="utf-8")
-COMMANDS = [
-    shlex.split(line)
-    for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("python")
-]
+COMMANDS = page_commands(PAGE)
 QUICK = {"epochs": 1, "patch_size": [32, 32], "num_samples": 1, "cpu_bfloat16": False}
 
 
 def execute(words: list[str], home: Path) -> str:
     """Run a command of the page on small images; trainings are cut short."""
     places = {"DIR": home / "DIR", "OTHER_CAMERA": home / "DIR", "OUT": home / "OUT"}
-    command = [sys.executable, *(str(places.get(word, word)) for word in words[1:])]
     settings = {**TINY["gkd"], **(QUICK if "stages" in words else {})}
-    for key, value in settings.items():
-        command += [f"--{key}", str(value)]
-    environment = {key: value for key, value in os.environ.items() if key != "MONAI_KD_DATA"}
-    environment |= {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=home / "bundle", env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    return run_page_command(words, places, home / "bundle", settings).stdout
 
 
 def check_records(out: Path) -> None:

@@ -43,8 +43,11 @@ VOLUMES = ("student", "teacher", "distill-dsm", "mtcm-kd", "mtms-kd")
 BUNDLES = (*VOLUMES, "gkd")
 LABELS = {"anterior": 1, "posterior": 2}
 # any other bundle's are LABELS
-LABELS_OF = {"mtcm-kd": {"necrotic_core": 1, "edema": 2, "enhancing_tumor": 3}, "gkd": {"vessel": 1}}
-LABELS_OF["mtms-kd"] = {"left atrium": 1}
+LABELS_OF = {
+    "mtcm-kd": {"necrotic_core": 1, "edema": 2, "enhancing_tumor": 3},
+    "mtms-kd": {"left atrium": 1},
+    "gkd": {"vessel": 1},
+}
 LABELLED, HELD_OUT, SPARE = 8, 3, 2  # phantoms: to be labelled, to score on, to stay without a label
 EPOCHS = 16  # the page's
 RECORD = "MONAI_KD_LABEL_RECORD"  # a file that gets Dice, seconds and versions

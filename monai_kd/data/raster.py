@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 from monai.data import PILReader
-from PIL import Image
+from monai.utils import optional_import
 from scipy import ndimage
 
 __all__ = ["RASTER_ENDINGS", "ColorClasses", "as_classes", "as_color", "as_grey", "is_raster", "read_raster"]
 
 RASTER_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".pgm")
 _EIGHT_BIT = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "La")
-
-
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "F")
 _COLORS = {
     "black": (0, 0, 0),
@@ -131,7 +129,8 @@ class ColorClasses:
         levels = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=-1)
         distances = np.linalg.norm(levels[:, None] - self._levels, axis=-1)  # (found, colors)
         self._check(image, levels, distances.min(axis=1), places.reshape(pixels.shape[:2]))
-        return Image.fromarray(self._classes[distances.argmin(axis=1)][places].reshape(pixels.shape[:2]))
+        pil_image, _ = optional_import("PIL.Image")
+        return pil_image.fromarray(self._classes[distances.argmin(axis=1)][places].reshape(pixels.shape[:2]))
 
     def _check(self, image: Any, levels: np.ndarray, distances: np.ndarray, places: np.ndarray) -> None:
         unknown = (distances > self.tolerance)[places]

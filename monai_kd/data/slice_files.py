@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
-from PIL import Image
+from monai.utils import optional_import
 from tqdm import tqdm
 
 from monai_kd.data.case_names import case_id
@@ -53,6 +53,7 @@ def write_slices(
         FileExistsError: the folder holds slices already.
         FileNotFoundError, ValueError: see :func:`labelled_cases`; a window that is none; volumes that cannot be read,
             have several channels, or labels other than whole numbers from 0 to 255: each is named.
+        ImportError: Pillow is missing.
 
     Source: Biswas 2024, arXiv 2406.03173, trains on such files. There axes are not turned, the conversion to 8 bits
     cuts at 0 and 255 HU without saying so, and numbers of two digits sort wrongly above 99.
@@ -65,6 +66,8 @@ def write_slices(
     for name in ("images", "labels", "slices.csv"):
         if (out / name).exists():
             raise FileExistsError(f"'{out / name}' is there already; give another folder, or remove it")
+    if not optional_import("PIL.Image")[1]:
+        raise ImportError("PNG files need Pillow; install the extra: pip install 'monai_kd[vessels]'")
     cases = labelled_cases(dataset_dir)
     _refuse_bad_cases(dataset_dir, cases, progress)  # all of them, before anything is written
     load = _pipeline(pixel_size)
@@ -121,11 +124,12 @@ def _write_case(name: str, volume: dict[str, Any], out: Path, window: Sequence[f
     low, high = (float(v) for v in (np.percentile(values, _PERCENTILES) if window is None else window))
     grey = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
     size = [float(mm) for mm in image.pixdim]
+    pil_image, _ = optional_import("PIL.Image")
     rows = []
     for position in range(values.shape[2]):
         file = f"{name}_{position:04}"
-        Image.fromarray(_as_seen(grey[..., position].round())).save(out / "images" / f"{file}.png")
-        Image.fromarray(_as_seen(np.asarray(label[0, ..., position]))).save(out / "labels" / f"{file}.png")
+        pil_image.fromarray(_as_seen(grey[..., position].round())).save(out / "images" / f"{file}.png")
+        pil_image.fromarray(_as_seen(np.asarray(label[0, ..., position]))).save(out / "labels" / f"{file}.png")
         facts = (file, name, position, *(f"{mm:.6g}" for mm in size), f"{low:.6g}", f"{high:.6g}")
         rows.append(dict(zip(_COLUMNS, facts, strict=True)))
     return rows

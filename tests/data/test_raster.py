@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -232,3 +235,15 @@ def test_without_a_scale_the_file_holds_class_numbers(tmp_path):
         separate_folder=False, output_dtype=np.uint8, print_log=False,
     )(pred)  # fmt: skip
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "a_seg.png")), MASK)
+
+
+def test_the_package_needs_no_pillow_until_a_picture_is_written(phantoms, tmp_path):
+    (tmp_path / "PIL").mkdir()
+    (tmp_path / "PIL" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'PIL'\", name='PIL')")
+    code = f"import monai_kd.data as data; print('imported'); data.write_slices({str(phantoms)!r}, 'out')"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    given = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([sys.executable, "-c", code], check=False, **given)
+    assert done.stdout == "imported\n", done.stderr
+    assert done.stderr.rstrip().endswith("PNG files need Pillow; install the extra: pip install 'monai_kd[vessels]'")
+    assert not (tmp_path / "out").exists()

@@ -40,7 +40,7 @@ from monai_kd.engines import DistillationTrainer
 from monai_kd.handlers import TermSchedules
 from monai_kd.handlers.provenance import environment, network_facts, write_json
 from monai_kd.visualize import save_figure
-from monai_kd.visualize.overlays import CLASS_COLORS
+from monai_kd.visualize.panels import CLASS_COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

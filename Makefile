@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # tiny networks lose to thread overhead; a training may ask for more
 export PYTHONUNBUFFERED := 1
+# tests in processes of their own: one that crashes is named, and the others go on
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PRECIOUS: .venv-%/.installed
 .PHONY: help install demo test test-all lint format sync tables docs bench experiments clean
@@ -28,7 +30,7 @@ demo: install
 	$(PY) benchmarks/demo.py --output_dir demo_output
 
 test: install
-	$(PY) -m pytest -m "not integration and not gpu" --durations 15
+	$(PY) -m pytest -m "not integration and not gpu" --durations 15 $(SIDE_BY_SIDE)
 
 # consumers in environments of their own, with the exact versions that ran together
 CONSUMERS := label deploy nvflare mlflow nnunet

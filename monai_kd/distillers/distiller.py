@@ -52,8 +52,9 @@ class Distiller(nn.Module):
     ``logits_1``, ``logits_2``, ...; terms give each the weight they like.
 
     A term may read several stages at once, and ``*`` stands for stages: where the target holds one, each of
-    the student's stages meets the teacher's of the nearest stride (:func:`~monai_kd.distillers.pair_stages`). For that,
-    and for adapters that take channels and sizes from the features they meet, all networks run once on ``input_shape``.
+    the student's stages meets the teacher's of the nearest stride (:func:`~monai_kd.distillers.pair_stages`). A number
+    behind a colon picks one: ``student/decoder_*:-1`` is the last decoder stage, however many there are. For all that,
+    and for adapters that take channels and sizes from the features they meet, the networks run once on ``input_shape``.
 
     A network whose output is a mapping of names to logits lists them in an attribute ``head_names``.
 

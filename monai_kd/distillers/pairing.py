@@ -113,12 +113,18 @@ def _owners(terms: Iterable[Term], without: Container[str] = ()) -> set[str]:
 
 
 def _matching(addresses: Sequence[str], stages: Mapping[str, Sequence[Stage]]) -> dict[str, Stage]:
-    """Return the stages that a list of addresses names, in the order given, each once."""
+    """Return the stages that a list of addresses names, in the order given, each once.
+
+    ``student/decoder_*:-1`` is the last decoder stage, however many there are.
+    """
     found: dict[str, Stage] = {}
     for entry in addresses:
-        network, _, pattern = entry.partition("/")
+        network, _, stated = entry.partition("/")
+        pattern, is_one, place = stated.partition(":")
         own = stages.get(network, [])
         matching = [stage for stage in own if fnmatchcase(stage.name, pattern)]
+        if is_one and matching:
+            matching = [matching[_place(place, len(matching), entry)]]
         if not matching:
             known = ", ".join(f"{network}/{stage.name}" for stage in own) or (
                 f"none of '{network}', whose class is not known: name its modules in taps, without '*'"
@@ -127,6 +133,17 @@ def _matching(addresses: Sequence[str], stages: Mapping[str, Sequence[Stage]]) -
         for stage in matching:
             found.setdefault(f"{network}/{stage.name}", stage)
     return found
+
+
+def _place(text: str, number: int, entry: str) -> int:
+    """Return which of so many stages an address names behind its colon."""
+    try:
+        place = int(text)
+    except ValueError:
+        raise ValueError(f"'{entry}' has '{text}' behind the colon; give a number, -1 for the last stage") from None
+    if not -number <= place < number:
+        raise ValueError(f"'{entry}' asks for stage {place} of {number}; they count from 0, or backwards from -1")
+    return place
 
 
 def _distance(own: Stage, other: Stage) -> tuple[float, bool, bool]:

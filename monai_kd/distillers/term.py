@@ -29,7 +29,8 @@ class Term(nn.Module):
             signature declares ``label``, the label view is passed as ``label=``; where the argument has a default, only
             if the batch has a label.
         student: address of the learning tensor, e.g. ``student/logits`` or ``student/bottleneck``. A list of addresses
-            hands lists of tensors to adapter and loss; ``*`` stands for stages (``student/decoder_*``).
+            hands lists of tensors to adapter and loss; ``*`` stands for stages (``student/decoder_*``), with ``:0`` or
+            ``:-1`` behind it for the first or last of them.
         target: address or list to meet, e.g. ``label``, ``teacher/logits``, ``[t1/logits, t2/logits]``. Where the
             target holds a ``*``, the distiller finds the stage of the nearest stride for each of the student's.
         weight: finite factor of this term in the sum; 0 keeps the term in the log without a gradient.

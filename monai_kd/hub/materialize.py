@@ -23,6 +23,7 @@ from monai_kd.hub.checksums import write_checksums
 from monai_kd.hub.config_text import rewrite
 from monai_kd.hub.fitted_overlays import copy_overlays
 from monai_kd.hub.model_card import data_terms, model_card
+from monai_kd.hub.plain_network import plain_network
 from monai_kd.hub.probe import reason, several_processes
 from monai_kd.hub.shared_blocks import infer_json
 from monai_kd.hub.teacher_folder import output_classes, provenance
@@ -34,8 +35,8 @@ __all__ = ["materialize_run"]
 _logger = logging.getLogger("monai_kd")
 _VERSION = "0.1.0"
 # what inference.yaml takes over from train.yaml by the same name
-_SHARED_KNOBS = ("spacing_mm", "roi_size", "overlap", "chunk", "intensity")
-# what inference.yaml states in its own way: an override there cannot be carried over
+_SHARED_KNOBS = ("spacing_mm", "pixel_size", "diameter", "roi_size", "overlap", "chunk", "intensity")
+# what inference.yaml states in its own way: an override there is carried over only by an overlay's own counterpart
 _FIXED_IN_INFERENCE = ("preprocessing", "inferer", "postprocessing")
 _TEACHER = "$@bundle_root + '/models/teacher'"
 
@@ -55,7 +56,8 @@ def materialize_run(run: str | Path, out: str | Path, bundle: str | Path | None 
     """Write the bundle that a run trained: its configuration as it ran, its weights, its teacher.
 
     ``train.yaml`` is the base bundle's text with every changed id written in; ``network_def`` and the sliding window
-    are carried over to ``inference.yaml`` and ``infer.json``. The places of the run (data, folders, device) are those
+    are carried over to ``inference.yaml`` and ``infer.json``, and what ``inference_X.yaml`` changes there, if X.yaml is
+    among the overlays of the run. The places of the run (data, folders, device) are those
     of the base bundle again. Overlays are copied where they still apply; those that disable the base bundle's method,
     such as the baseline, disable the run's. The result must pass ``verify`` before it gets its name; the limit on file
     sizes alone is only warned of, because a large teacher can be hosted elsewhere.
@@ -114,7 +116,9 @@ def _read_run(run: Path, bundle: str | Path | None) -> _Run:
         train = json.loads(json.dumps(base.config("train")))
     except NotReadable as error:
         raise FileNotFoundError(f"'{base.root}' is no bundle that trains: {error}") from error
-    return _Run(run, record, base, train, _executed(record, base, train))
+    executed = _executed(record, base, train)
+    executed["network_def"] = plain_network(executed, "the run")
+    return _Run(run, record, base, train, executed)
 
 
 def _bundle_of(run: Path, bundle: str | Path | None) -> Path:
@@ -200,25 +204,32 @@ def _rewritten(path: Path, wanted: dict[str, Any]) -> str:
 
 
 def _inference(run: _Run, inference: dict[str, Any]) -> dict[str, Any]:
-    """Return inference.yaml's content with the network and the sliding window of the run."""
-    executed, train = run.executed, run.train
+    """Return inference.yaml's content with the counterparts of the run's overlays, its network and sliding window."""
+    executed, counterparts = run.executed, _counterparts(run)
+    expected = run.base.merged((run.base.config_path("train").name, *counterparts))
     for name in _FIXED_IN_INFERENCE:
-        before, after = (config.get("validate", {}).get(name) for config in (train, executed))
+        before, after = (config.get("validate", {}).get(name) for config in (expected, executed))
         if before != after:
             raise ValueError(
                 f"the run changed 'validate::{name}', which inference.yaml states in its own way; change both files of "
                 f"'{run.base.root.name}' and train again"
             )
+    if counterparts:
+        inference = run.base.merged((run.base.config_path("inference").name, *counterparts.values()))
     wanted = json.loads(json.dumps(inference))
     wanted["network_def"] = executed["network_def"]
     values = ConfigParser(json.loads(json.dumps(executed)))
     for name in _SHARED_KNOBS:
         if name in executed and name in wanted:
             wanted[name] = _written_out(executed, values, name)
-    text = json.dumps(executed["network_def"])
-    if "@" in text or '"$' in text:
-        raise ValueError(f"network_def of the run refers to other ids of its configuration: {text}; write it out")
     return dict(wanted)
+
+
+def _counterparts(run: _Run) -> dict[str, str]:
+    """Return overlay to overlay of inference.yaml, of the run's overlays that have one: ``inference_<its name>``."""
+    names = [name_in_configs(file) for file in run.record["config_files"]]
+    pairs = {name: f"inference_{name}" for name in names if "/" not in name}
+    return {name: other for name, other in pairs.items() if (run.base.root / "configs" / other).is_file()}
 
 
 def _written_out(executed: dict[str, Any], values: ConfigParser, name: str) -> Any:

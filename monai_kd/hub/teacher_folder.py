@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_kd.handlers.provenance import file_sha256, write_json
+from monai_kd.hub.plain_network import plain_network
 
 __all__ = ["make_teacher", "output_classes", "provenance"]
 
@@ -17,7 +18,8 @@ _DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
 def make_teacher(run_dir: str | Path, bundle_root: str | Path, out: str | Path) -> Path:
     """Write ``out/configs/{metadata,infer}.json``, ``out/models/model.pt`` from a training run.
 
-    The network definition is the executed one of the run, so overrides on the command line are kept; the metadata is
+    The network definition is the executed one of the run, so overrides on the command line are kept, with its
+    references to other ids written out; the metadata is
     that of the run's bundle, with a ``provenance`` entry that names run, commit, weights and validation score.
 
     Args:
@@ -28,7 +30,8 @@ def make_teacher(run_dir: str | Path, bundle_root: str | Path, out: str | Path) 
 
     Raises:
         FileNotFoundError: run record, weights or metadata missing.
-        ValueError: the record is not of a finished training, or does not name these weights.
+        ValueError: the record is not of a finished training, or does not name these weights, or an
+            argument of the network is no plain value.
     """
     run, target = Path(run_dir), Path(out)
     record = _read_record(run)
@@ -39,9 +42,7 @@ def make_teacher(run_dir: str | Path, bundle_root: str | Path, out: str | Path) 
         raise ValueError(f"the record in '{run}' is not of the training that wrote its model.pt; train again")
     metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
     metadata["provenance"] = provenance(record)
-    network_def = record["config"]["network_def"]
-    if "@" in (text := json.dumps(network_def)) or '"$' in text:
-        raise ValueError(f"network_def of '{run}' refers to other ids of its configuration: {text}; write it out")
+    network_def = plain_network(record["config"], f"'{run}'")
     classes = output_classes(record)
     metadata["network_data_format"]["outputs"]["pred"].update(num_channels=len(classes), channel_def=classes)
     (target / "models").mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet, UNet
 from torch import nn
 
-from monai_kd.distillers import Distiller, DistillOutput, Stage, Term, pair_stages
+from monai_kd.distillers import Distiller, DistillOutput, Stage, Term, network_stages, pair_stages
 from monai_kd.losses import AttentionTransfer, ChannelWiseKL, FeatureMimic, SoftLogitKL
 from monai_kd.networks import PointwiseAdapter, SelectClasses, TokensToMap
 
@@ -439,6 +439,19 @@ def test_lazy_adapters_get_their_weights_and_leave_random_numbers_alone():
     assert all(parameter.grad is not None for parameter in distiller.terms["hint"].adapter.parameters())
 
 
+def test_a_number_behind_a_colon_picks_one_of_the_stages_in_the_order_of_the_network():
+    student, teacher = unets()
+    sides = ["student/encoder_*:0", "student/encoder_*:-1", "student/decoder_*:-1"]
+    distiller = Distiller(
+        student, {"teacher": teacher}, {"x": Term(AttentionTransfer(), sides, "teacher/*")}, input_shape=SHAPE
+    )
+    names = [stage.name for stage in network_stages(student, SHAPE)]
+    encoders, decoders = ([name for name in names if name.startswith(kind)] for kind in ("encoder", "decoder"))
+    assert len(encoders) > 1
+    wanted = [encoders[0], encoders[-1], decoders[-1]]
+    assert distiller.terms["x"].student == [f"student/{name}" for name in wanted]
+
+
 def test_an_adapter_meets_what_the_target_adapter_makes_of_the_target():
     student, teacher = unets()
     term = Term(
@@ -465,6 +478,16 @@ def test_an_adapter_meets_what_the_target_adapter_makes_of_the_target():
             lambda: Term(AttentionTransfer(), "student/*", "teacher/decoder_7*"),
             SHAPE,
             r"'teacher/decoder_7\*' matches no stage; stages: teacher/encoder_1",
+        ),
+        (
+            lambda: Term(AttentionTransfer(), "student/encoder_*:last", "teacher/*"),
+            SHAPE,
+            "'student/encoder_\\*:last' has 'last' behind the colon; give a number, -1 for the last stage",
+        ),
+        (
+            lambda: Term(AttentionTransfer(), "student/encoder_*:9", "teacher/*"),
+            SHAPE,
+            r"'student/encoder_\*:9' asks for stage 9 of \d; they count from 0, or backwards from -1",
         ),
         (
             lambda: Term(FeatureMimic(), "student/encoder_1", "teacher/encoder_1", adapter=PointwiseAdapter()),

@@ -106,9 +106,18 @@ def test_the_metadata_is_the_bundles_own_plus_where_the_weights_come_from(run, b
     assert provenance["best_metric"] == 0.9
 
 
-def test_a_network_that_refers_to_other_ids_is_refused(run, bundle, tmp_path):
-    edit(run, config={"network_def": {**NETWORK_DEF, "out_channels": "$len(@class_names)"}})
-    with pytest.raises(ValueError, match="refers to other ids of its configuration"):
+def test_a_network_that_refers_to_other_ids_is_written_out(run, bundle, tmp_path):
+    names = ["background", "atrium", "ventricle"]
+    edit(run, config={"network_def": {**NETWORK_DEF, "out_channels": "$len(@class_names)"}, "class_names": names})
+    out = make_teacher(run, bundle, tmp_path / "out")
+    assert json.loads((out / "configs" / "infer.json").read_text())["network_def"] == NETWORK_DEF
+    assert load_report(load_teacher(out)).complete
+
+
+@pytest.mark.parametrize("value", ["$len(@no_such_id)", "$object()", "$float('nan')"])
+def test_a_network_that_no_file_can_hold_is_refused(run, bundle, tmp_path, value):
+    edit(run, config={"network_def": {**NETWORK_DEF, "out_channels": value}})
+    with pytest.raises(ValueError, match="network_def::out_channels of .* which no file can hold"):
         make_teacher(run, bundle, tmp_path / "out")
 
 

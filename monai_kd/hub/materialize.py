@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ __all__ = ["materialize_run"]
 _logger = logging.getLogger("monai_kd")
 _VERSION = "0.1.0"
 # what inference.yaml takes over from train.yaml by the same name
-_SHARED_KNOBS = ("spacing_mm", "pixel_size", "diameter", "roi_size", "overlap", "chunk", "intensity")
+_SHARED_KNOBS = ("spacing_mm", "pixel_size", "diameter", "roi_size", "overlap", "chunk", "intensity", "to_grid_image")
 # what inference.yaml states in its own way: an override there is carried over only by an overlay's own counterpart
 _FIXED_IN_INFERENCE = ("preprocessing", "inferer", "postprocessing")
 _TEACHER = "$@bundle_root + '/models/teacher'"
@@ -221,7 +222,7 @@ def _inference(run: _Run, inference: dict[str, Any]) -> dict[str, Any]:
     values = ConfigParser(json.loads(json.dumps(executed)))
     for name in _SHARED_KNOBS:
         if name in executed and name in wanted:
-            wanted[name] = _written_out(executed, values, name)
+            wanted[name] = _written_out(executed, values, name, wanted)
     return dict(wanted)
 
 
@@ -232,12 +233,16 @@ def _counterparts(run: _Run) -> dict[str, str]:
     return {name: other for name, other in pairs.items() if (run.base.root / "configs" / other).is_file()}
 
 
-def _written_out(executed: dict[str, Any], values: ConfigParser, name: str) -> Any:
-    """Return what an id comes out as, which may be an expression of other ids; a component stays its definition."""
+def _written_out(executed: dict[str, Any], values: ConfigParser, name: str, wanted: dict[str, Any]) -> Any:
+    """Return what an id comes out as, which may be an expression of other ids; a component stays its definition.
+
+    A component may refer to what inference.yaml takes over as well.
+    """
     stated = executed[name]
     if not isinstance(stated, dict):
         return values.get_parsed_content(name)
-    if "@" in (text := json.dumps(stated)) or '"$' in text:
+    text = json.dumps(stated)
+    if set(re.findall(r"@([\w:]+)", text)) - {key for key in _SHARED_KNOBS if key in wanted} or '"$' in text:
         raise ValueError(f"{name} of the run refers to other ids of its configuration: {text}; write it out")
     return stated
 
@@ -260,6 +265,9 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
         image.update(
             num_channels=channels, channel_def={str(number): f"channel {number}" for number in range(channels)}
         )
+    if len(shape := _patch(run)) != len(image["spatial_shape"]):  # slices in place of volumes
+        for end in (image, formats["outputs"]["pred"]):
+            end["spatial_shape"] = shape
     if seen := _other_modalities(run):
         image.update(channel_def={str(number): name for number, name in enumerate(seen)})
         metadata["image_classes"] = f"channels: {', '.join(seen)}"
@@ -270,6 +278,11 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
             shape[before], shape[after] = shape[after], shape[before]
     metadata["provenance"] = provenance(record)
     return dict(metadata)
+
+
+def _patch(run: _Run) -> list[int]:
+    """Return the sizes that the run's network was trained on."""
+    return [int(size) for size in ConfigParser(json.loads(json.dumps(run.executed))).get_parsed_content("roi_size")]
 
 
 def _other_modalities(run: _Run) -> list[str]:

@@ -41,4 +41,6 @@ def _plain(parser: ConfigParser, value: Any, key: str, where: str) -> Any:
         found = parser.get_parsed_content(key)
         return json.loads(json.dumps(found, allow_nan=False))
     except Exception as error:  # an expression of somebody's own
-        raise ValueError(f"{key} of {where} is '{value}', which no file can hold: {reason(error)}; write it out") from error
+        raise ValueError(
+            f"{key} of {where} is '{value}', which no file can hold: {reason(error)}; write it out"
+        ) from error

@@ -117,7 +117,7 @@ def test_a_network_that_refers_to_other_ids_is_written_out(run, bundle, tmp_path
 @pytest.mark.parametrize("value", ["$len(@no_such_id)", "$object()", "$float('nan')"])
 def test_a_network_that_no_file_can_hold_is_refused(run, bundle, tmp_path, value):
     edit(run, config={"network_def": {**NETWORK_DEF, "out_channels": value}})
-    with pytest.raises(ValueError, match="network_def::out_channels of .* which no file can hold"):
+    with pytest.raises(ValueError, match=r"network_def::out_channels of .* which no file can hold"):
         make_teacher(run, bundle, tmp_path / "out")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import bundle_run, tiny_overrides
-from flows import get, ready
+from flows import causes, get, ready
 from monai.bundle import ConfigParser
 from monai.networks.nets import SwinUNETR
 from monai.transforms import Compose
@@ -174,9 +174,8 @@ def test_labels_are_never_interpolated(repository, workflow, phantoms, bundle):
                 assert all(float(value).is_integer() for value in values)
 
 
-def test_a_teacher_of_other_classes_is_refused_before_any_data_is_read(repository, workflow, tiny_teacher):
-    with pytest.raises(Exception, match="teacher"):
-        get(
-            workflow(repository / "bundles" / "student", ("train.yaml", "slices.yaml"), teacher_root=str(tiny_teacher)),
-            "distiller",
-        )
+def test_a_teacher_of_volumes_is_refused_before_any_data_is_read(repository, workflow, tiny_teacher):
+    flow = workflow(repository / "bundles" / "student", ("train.yaml", "slices.yaml"), teacher_root=str(tiny_teacher))
+    with pytest.raises(RuntimeError) as caught:
+        get(flow, "distiller")
+    assert f"teacher '{tiny_teacher}' cannot take the student's patches (1, 1, 128, 128)" in causes(caught.value)

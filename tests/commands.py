@@ -11,16 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "TINY",
-    "TINY_SLICES",
-    "TINY_UNET3D",
-    "bundle_run",
-    "monai_bundle",
-    "page_commands",
-    "run_page_command",
-    "tiny_overrides",
-]
+__all__ = ["TINY", "TINY_UNET3D", "bundle_run", "monai_bundle", "page_commands", "run_page_command"]
 
 # the overrides that make a bundle's own network tiny, or its images
 TINY: dict[str, dict[str, Any]] = {
@@ -31,40 +22,7 @@ TINY: dict[str, dict[str, Any]] = {
     "teacher": {"network_def::filters": [4, 8, 8, 8]},
     "student": {"network_def::channels": [4, 4, 8]},
 }
-# and those of slices, by the overlay that names the network
-TINY_SLICES: dict[str, dict[str, Any]] = {"slices": {"network_def::channels": [8, 8, 8, 16]}}
-TINY_SLICES |= {
-    name: {"network_def::channels": [8, 8, 8, 16]} for name in ("fcn_r18", "fcn_r50", "unet_r18", "unet_r50")
-}
-TINY_SLICES |= {
-    "attention_unet": TINY_SLICES["unet_r18"],
-    "mednext_s": {"network_def::init_filters": 4},
-    "mednext_b": {"network_def::init_filters": 4},
-    "missformer": {"network_def::channels": [8, 16, 40, 64], "network_def::bridge_layers": 1},
-    "transunet": {
-        "network_def::channels": [8, 32, 32, 32],
-        "network_def::residual_blocks": [1, 1, 1],
-        "network_def::norm_groups": 4,
-        "network_def::hidden_size": 16,
-        "network_def::mlp_dim": 16,
-        "network_def::num_layers": 1,
-        "network_def::num_heads": 2,
-        "network_def::decoder_channels": [16, 8, 8, 8, 8],
-        "network_def::position_grid": 4,
-    },
-    "swin_unetr": {"network_def::feature_size": 12},
-}
 TINY_UNET3D = {"network_def::filters": [4, 8, 8, 8]}  # of the overlay unet3d.yaml, another network
-
-
-def tiny_overrides(bundle: str, files: Sequence[str]) -> dict[str, Any]:
-    """What makes the network tiny that some files of a bundle define."""
-    if "unet3d.yaml" in files:
-        return TINY_UNET3D
-    stems = [Path(file).stem for file in files if file.startswith("networks/")]
-    if stems or {"slices.yaml", "inference_slices.yaml"} & set(files):
-        return TINY_SLICES[stems[-1] if stems else "slices"]
-    return TINY[bundle]
 
 
 def monai_bundle(

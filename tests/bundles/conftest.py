@@ -11,7 +11,7 @@ from typing import Any
 import ignite.distributed as idist
 import pytest
 import torch
-from commands import TINY, tiny_overrides
+from commands import TINY, TINY_UNET3D
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from other_data import as_brats, with_one_class
 from picture_sets import make
@@ -23,30 +23,20 @@ def tiny() -> dict[str, dict[str, Any]]:
     return TINY
 
 
-def teacher_folder(folder: Path, definition: dict[str, Any]) -> Path:
-    """Write a teacher as a student keeps it, with random weights."""
+@pytest.fixture(scope="session")
+def tiny_teacher(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher folder as a student keeps it, with random weights."""
+    folder = tmp_path_factory.mktemp("teacher")
     for name in ("configs", "models"):
         (folder / name).mkdir()
+    definition = json.loads((repository / "bundles" / "teacher" / "configs" / "infer.json").read_text())
+    definition["network_def"]["filters"] = TINY["teacher"]["network_def::filters"]
     torch.manual_seed(0)
     network = ConfigParser(definition).get_parsed_content("network_def")
     (folder / "configs" / "infer.json").write_text(json.dumps(definition))
     (folder / "configs" / "metadata.json").write_text("{}")
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_teacher(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    definition = json.loads((repository / "bundles" / "teacher" / "configs" / "infer.json").read_text())
-    definition["network_def"]["filters"] = TINY["teacher"]["network_def::filters"]
-    return teacher_folder(tmp_path_factory.mktemp("teacher"), definition)
-
-
-@pytest.fixture(scope="session")
-def tiny_teacher_of_slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    network = {"_target_": "monai_kd.networks.nets.ResNetUNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 2}
-    definition = {"network_def": {**network, "channels": [8, 8, 16, 16]}}
-    return teacher_folder(tmp_path_factory.mktemp("teacher"), definition)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +47,6 @@ def data_of(
     root = tmp_path_factory.mktemp("other_data")
     one_class, brats = with_one_class(phantoms, root / "one_class"), as_brats(phantoms, root / "brats")
     forms = {"left_atrium.yaml": one_class, "prostate.yaml": one_class}
-    forms |= {"slices.yaml": one_class, "inference_slices.yaml": one_class}
     forms |= {"brats.yaml": brats, "inference_brats.yaml": brats}
 
     def folder(files: Sequence[str], bundle: str = "") -> Path:
@@ -104,7 +93,6 @@ def random_weights(bundle: Path, files: Sequence[str], overrides: dict[str, Any]
 def workflow(
     data_of: Callable[..., Path],
     tiny_teacher: Path,
-    tiny_teacher_of_slices: Path,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
@@ -119,13 +107,13 @@ def workflow(
         defaults: dict[str, Any] = {
             "bundle_root": str(bundle),
             "dataset_dir": str(data_of(files, name)),
-            **tiny_overrides(name, files),
+            **(TINY_UNET3D if "unet3d.yaml" in files else TINY[name]),
         }
         if workflow_type == "train":
             defaults.update({"split_file": "", "run_dir": str(tmp_path / "run"), "ckpt_dir": str(tmp_path / "models")})
             defaults["cpu_bfloat16"] = False
             if any("\nteacher_root:" in (bundle / "configs" / file).read_text() for file in files):
-                defaults["teacher_root"] = str(tiny_teacher_of_slices if "slices.yaml" in files else tiny_teacher)
+                defaults["teacher_root"] = str(tiny_teacher)
         if "pretrained.yaml" in files or (name in ("gkd", "mtms-kd") and workflow_type == "train"):
             defaults |= random_weights(bundle, files, {**defaults, **overrides}, weights)
         with warnings.catch_warnings():

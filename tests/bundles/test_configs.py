@@ -25,10 +25,6 @@ from monai_kd.distillers import Distiller
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "student" / "configs"
 DISTILLERS = sorted(path.stem for path in (CONFIGS / "distillers").iterdir())
 
-# the networks of slices, as teachers and as students
-NETWORKS = ("attention_unet", "fcn_r18", "fcn_r50", "mednext_b", "mednext_s", "missformer", "swin_unetr", "transunet")
-NETWORKS += ("unet_r18", "unet_r50")
-
 # the parts of MTCM-KD, and all overlays of its training
 PARTS = ("response_kd", "cdsfl_only", "uniform_weights", "linear_weights", "two_levels", "t1_student", "paper")
 ARMS = ("baseline", "early_fusion", "teachers", "pretrained", "missing_modalities", "evaluate", "multi_gpu_train")
@@ -122,12 +118,9 @@ FILES = {
         "evaluate.yaml",
         "infer.json",
         "inference.yaml",
-        "inference_slices.yaml",
         "inference_trt.yaml",
         "metadata.json",
         "multi_gpu_train.yaml",
-        *(f"networks/{name}.yaml" for name in NETWORKS),
-        "slices.yaml",
         "train.yaml",
     ],
     "student": [
@@ -136,12 +129,9 @@ FILES = {
         "evaluate.yaml",
         "infer.json",
         "inference.yaml",
-        "inference_slices.yaml",
         "inference_trt.yaml",
         "metadata.json",
         "multi_gpu_train.yaml",
-        *(f"networks/{name}.yaml" for name in NETWORKS),
-        "slices.yaml",
         "train.yaml",
     ],
 }
@@ -207,19 +197,6 @@ COMBINATIONS = [
     *(("student", ("train.yaml", f"distillers/{name}.yaml")) for name in DISTILLERS),
     ("student", ("train.yaml", "distillers/kd.yaml", "distillers/at.yaml")),
     ("student", ("train.yaml", "distillers/review.yaml", "multi_gpu_train.yaml")),
-    *((bundle, ("train.yaml", "slices.yaml")) for bundle in ("teacher", "student")),
-    *(
-        (bundle, ("train.yaml", "slices.yaml", f"networks/{name}.yaml"))
-        for bundle in ("teacher", "student")
-        for name in NETWORKS
-    ),
-    *(
-        (bundle, ("train.yaml", "slices.yaml", "networks/unet_r18.yaml", "evaluate.yaml"))
-        for bundle in ("teacher", "student")
-    ),
-    ("student", ("train.yaml", "slices.yaml", "networks/fcn_r18.yaml", "distillers/kd.yaml")),
-    ("student", ("train.yaml", "slices.yaml", "networks/fcn_r18.yaml", "baseline.yaml")),
-    *((bundle, ("inference.yaml", "inference_slices.yaml")) for bundle in ("teacher", "student")),
 ]
 YAML_FILES = [(bundle, name) for bundle, names in FILES.items() for name in names if name.endswith(".yaml")]
 NUMERIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
@@ -688,17 +665,10 @@ def unused_in_mtms(overlays: set[str]) -> set[str]:
     return found | ({"scored_def"} if "evaluate" not in overlays else set())
 
 
-def unused_with_slices(overlays: set[str]) -> set[str]:
-    """The spacing of volumes, and with the baseline its teacher."""
-    return {"spacing_mm"} | ({"teacher"} if "baseline" in overlays else set())
-
-
 def unused_by_design(bundle: str, names: tuple[str, ...]) -> set[str]:
     overlays = {name.removesuffix(".yaml") for name in names}
     if bundle == "mtms-kd" and "inference" not in overlays:
         return unused_in_mtms(overlays)
-    if overlays & {"slices", "inference_slices"}:
-        return unused_with_slices(overlays)
     if bundle != "gkd" or "inference" in overlays:
         return UNUSED_BY_DESIGN.get((bundle, names), set())
     found = set().union(*(GKD_UNUSED.get(name, set()) for name in overlays))

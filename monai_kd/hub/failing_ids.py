@@ -35,7 +35,7 @@ def evaluated(bundle: BundleFolder, names: tuple[str, ...]) -> dict[str, str]:
 
 def waits_for_a_file(text: str) -> bool:
     """Tell whether an id fails for want of a file that an export or a run writes, or of an optional package."""
-    return "does not exist" in text or "No module named" in text
+    return "not exist" in text or "No module named" in text
 
 
 def failing_ids(parser: ConfigParser, kind: str) -> dict[str, str]:

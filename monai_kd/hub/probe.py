@@ -61,6 +61,7 @@ def write_cases(
     least: Sequence[int] = (),
     photographs: bool | None = None,
     slices: bool = False,
+    colors: Sequence[Sequence[Any]] = (),
 ) -> list[dict[str, str]]:
     """Write small made-up images and labels with the dimensions and classes that the metadata states, and its channels.
 
@@ -75,6 +76,7 @@ def write_cases(
         photographs: whether they are PNG files and no NIfTI ones; None asks the metadata's ``data_type``. What is no
             photograph in a bundle of photographs is a volume of its slices.
         slices: whether the network takes volumes slice by slice.
+        colors: of each class in the masks of photographs, one or several; the first is drawn. Empty draws numbers.
 
     Raises:
         NotReadable: the metadata does not state them.
@@ -95,7 +97,8 @@ def write_cases(
     affine = np.diag([*mm, 1.0])
     label = np.minimum(np.indices(shape)[0] * classes // shape[0], classes - 1).astype(np.uint8)
     if photographs:
-        return [_write_photograph(folder / f"made_up_{number}", label, classes, generator) for number in range(count)]
+        stems = [folder / f"made_up_{number}" for number in range(count)]
+        return [_write_photograph(stem, label, classes, generator, colors) for stem in stems]
     cases = []
     for number in range(count):
         stored = [*shape, channels] if channels > 1 else [*shape]
@@ -107,13 +110,19 @@ def write_cases(
     return cases
 
 
-def _write_photograph(stem: Path, label: Any, classes: int, generator: np.random.Generator) -> dict[str, str]:
-    """Write a photograph in color and its mask: 0 and 255, or class numbers where there are more than two."""
+def _write_photograph(
+    stem: Path, label: Any, classes: int, generator: np.random.Generator, colors: Sequence[Sequence[Any]]
+) -> dict[str, str]:
+    """Write a photograph in color and its mask: the classes' colors, or 0 and 255, or numbers if more than two."""
     pil_image, _ = optional_import("PIL.Image")
     case = {key: f"{stem}_{key}.png" for key in ("image", "label")}
     levels = generator.normal(100, 10, [*label.shape, 3]).clip(0, 255).astype(np.uint8)
     pil_image.fromarray(levels).save(case["image"])
-    pil_image.fromarray(label * 255 if classes == 2 else label).save(case["label"])
+    if colors:
+        pil_color, _ = optional_import("PIL.ImageColor")
+        first = [pil_color.getrgb(of[0]) if isinstance(of[0], str) else tuple(of[0]) for of in colors]
+        label = np.asarray(first, dtype=np.uint8)[label]
+    pil_image.fromarray(label * 255 if classes == 2 and not colors else label).save(case["label"])
     return case
 
 
@@ -139,10 +148,13 @@ def opened_workflow(
         if takes_photographs(bundle.metadata):  # but for configurations that read volumes
             photographs = not any(reader in text for reader in ("NibabelReader", "ITKReader"))
         slices = "SliceInferer" in text
-        cases = write_cases(Path(temporary), bundle.metadata, 2, own[0], least, photographs, slices)
+        colors = parser.get("colors", []) if "ColorClasses" in text else []
+        cases = write_cases(Path(temporary), bundle.metadata, 2, own[0], least, photographs, slices, colors)
+        training = [cases[0], {**cases[1], "labelled": False}] if "MixedSampler" in text else cases
         wanted: dict[str, Any] = {
             **{key: f"{temporary}/{key}" for key in ("run_dir", "ckpt_dir", "output_dir")},
-            **{f"{section}dataset::data": cases for section in ("train::", "validate::", "")},
+            **{f"{section}dataset::data": cases for section in ("validate::", "")},
+            "train::dataset::data": training,
             "dataset_dir": temporary,
             "num_workers": 0,
             **(overrides or {}),

@@ -169,19 +169,11 @@ class BundleFolder:
     def overlay_combinations(self) -> list[tuple[str, ...]]:
         """Return every overlay in a subfolder of ``configs`` with its base, where the bundle has that base.
 
-        Left out are subfolders beside a file of their name (``pictures/`` beside ``pictures.yaml``): what they hold
-        stands behind that file, and names stages that the user trains. So are overlays whose own command has another
-        overlay before them.
+        A subfolder beside a file of its name (``pictures/`` beside ``pictures.yaml``) is left out: what it holds stands
+        behind that file, and names stages that the user trains.
         """
         names = [name for name in self.overlays() if not self._has_config(name.partition("/")[0])]
-        names = [name for name in names if self._has_config(_base_stem(name))]
-        return [(self.base_of(name), name) for name in names if not self._needs_others(name)]
-
-    def _needs_others(self, name: str) -> bool:
-        """Tell whether the command in an overlay's header names other overlays before it."""
-        commands = _commands((self.root / "configs" / name).read_text(encoding="utf-8", errors="replace"))
-        own = [names for names in commands if names[-1] == name]
-        return bool(own) and all(len(names) > 2 for names in own)
+        return [(self.base_of(name), name) for name in names if self._has_config(_base_stem(name))]
 
     def combinations(self) -> list[tuple[str, ...]]:
         """Return the standard combinations, overlays on their bases, and what headers and the card name in commands."""
@@ -189,8 +181,9 @@ class BundleFolder:
         texts = [path for path in self.configs if path.suffix != ".json"]
         for path in [*texts, self.root / "docs" / "README.md"]:
             if path.is_file():
-                found += _commands(path.read_text(encoding="utf-8", errors="replace"))
-        return list(dict.fromkeys(found))
+                text = path.read_text(encoding="utf-8", errors="replace")
+                found += [tuple(_CONFIG_NAME.findall(many or one)) for many, one in _COMMAND.findall(text)]
+        return list(dict.fromkeys(names for names in found if names))
 
     def _has_config(self, stem: str) -> bool:
         return any((self.root / "configs" / f"{stem}{suffix}").is_file() for suffix in _CONFIG_SUFFIXES)
@@ -209,12 +202,6 @@ class BundleFolder:
 
     def _below_models(self) -> list[Path]:
         return sorted(path for path in (self.root / "models").glob("*") if path.is_dir() and self._belongs(path))
-
-
-def _commands(text: str) -> list[tuple[str, ...]]:
-    """Return the names of the files that each command in a text runs."""
-    found = [tuple(_CONFIG_NAME.findall(many or one)) for many, one in _COMMAND.findall(text)]
-    return [names for names in found if names]
 
 
 def _all_recorded(folder: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -36,8 +35,8 @@ __all__ = ["materialize_run"]
 _logger = logging.getLogger("monai_kd")
 _VERSION = "0.1.0"
 # what inference.yaml takes over from train.yaml by the same name
-_SHARED_KNOBS = ("spacing_mm", "pixel_size", "diameter", "roi_size", "overlap", "chunk", "intensity", "to_grid_image")
-# what inference.yaml states in its own way: an override there is carried over only by an overlay's own counterpart
+_SHARED_KNOBS = ("spacing_mm", "pixel_size", "diameter", "roi_size", "overlap", "chunk", "intensity")
+# what inference.yaml states in its own way: an override there cannot be carried over
 _FIXED_IN_INFERENCE = ("preprocessing", "inferer", "postprocessing")
 _TEACHER = "$@bundle_root + '/models/teacher'"
 
@@ -57,8 +56,7 @@ def materialize_run(run: str | Path, out: str | Path, bundle: str | Path | None 
     """Write the bundle that a run trained: its configuration as it ran, its weights, its teacher.
 
     ``train.yaml`` is the base bundle's text with every changed id written in; ``network_def`` and the sliding window
-    are carried over to ``inference.yaml`` and ``infer.json``, and what ``inference_X.yaml`` changes there, if X.yaml is
-    among the overlays of the run. The places of the run (data, folders, device) are those
+    are carried over to ``inference.yaml`` and ``infer.json``. The places of the run (data, folders, device) are those
     of the base bundle again. Overlays are copied where they still apply; those that disable the base bundle's method,
     such as the baseline, disable the run's. The result must pass ``verify`` before it gets its name; the limit on file
     sizes alone is only warned of, because a large teacher can be hosted elsewhere.
@@ -205,44 +203,30 @@ def _rewritten(path: Path, wanted: dict[str, Any]) -> str:
 
 
 def _inference(run: _Run, inference: dict[str, Any]) -> dict[str, Any]:
-    """Return inference.yaml's content with the counterparts of the run's overlays, its network and sliding window."""
-    executed, counterparts = run.executed, _counterparts(run)
-    expected = run.base.merged((run.base.config_path("train").name, *counterparts))
+    """Return inference.yaml's content with the network and the sliding window of the run."""
+    executed, train = run.executed, run.train
     for name in _FIXED_IN_INFERENCE:
-        before, after = (config.get("validate", {}).get(name) for config in (expected, executed))
+        before, after = (config.get("validate", {}).get(name) for config in (train, executed))
         if before != after:
             raise ValueError(
                 f"the run changed 'validate::{name}', which inference.yaml states in its own way; change both files of "
                 f"'{run.base.root.name}' and train again"
             )
-    if counterparts:
-        inference = run.base.merged((run.base.config_path("inference").name, *counterparts.values()))
     wanted = json.loads(json.dumps(inference))
     wanted["network_def"] = executed["network_def"]
     values = ConfigParser(json.loads(json.dumps(executed)))
     for name in _SHARED_KNOBS:
         if name in executed and name in wanted:
-            wanted[name] = _written_out(executed, values, name, wanted)
+            wanted[name] = _written_out(executed, values, name)
     return dict(wanted)
 
 
-def _counterparts(run: _Run) -> dict[str, str]:
-    """Return overlay to overlay of inference.yaml, of the run's overlays that have one: ``inference_<its name>``."""
-    names = [name_in_configs(file) for file in run.record["config_files"]]
-    pairs = {name: f"inference_{name}" for name in names if "/" not in name}
-    return {name: other for name, other in pairs.items() if (run.base.root / "configs" / other).is_file()}
-
-
-def _written_out(executed: dict[str, Any], values: ConfigParser, name: str, wanted: dict[str, Any]) -> Any:
-    """Return what an id comes out as, which may be an expression of other ids; a component stays its definition.
-
-    A component may refer to what inference.yaml takes over as well.
-    """
+def _written_out(executed: dict[str, Any], values: ConfigParser, name: str) -> Any:
+    """Return what an id comes out as, which may be an expression of other ids; a component stays its definition."""
     stated = executed[name]
     if not isinstance(stated, dict):
         return values.get_parsed_content(name)
-    text = json.dumps(stated)
-    if set(re.findall(r"@([\w:]+)", text)) - {key for key in _SHARED_KNOBS if key in wanted} or '"$' in text:
+    if "@" in (text := json.dumps(stated)) or '"$' in text:
         raise ValueError(f"{name} of the run refers to other ids of its configuration: {text}; write it out")
     return stated
 
@@ -265,9 +249,6 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
         image.update(
             num_channels=channels, channel_def={str(number): f"channel {number}" for number in range(channels)}
         )
-    if len(shape := _patch(run)) != len(image["spatial_shape"]):  # slices in place of volumes
-        for end in (image, formats["outputs"]["pred"]):
-            end["spatial_shape"] = shape
     if seen := _other_modalities(run):
         image.update(channel_def={str(number): name for number, name in enumerate(seen)})
         metadata["image_classes"] = f"channels: {', '.join(seen)}"
@@ -278,11 +259,6 @@ def _metadata(run: _Run, name: str) -> dict[str, Any]:
             shape[before], shape[after] = shape[after], shape[before]
     metadata["provenance"] = provenance(record)
     return dict(metadata)
-
-
-def _patch(run: _Run) -> list[int]:
-    """Return the sizes that the run's network was trained on."""
-    return [int(size) for size in ConfigParser(json.loads(json.dumps(run.executed))).get_parsed_content("roi_size")]
 
 
 def _other_modalities(run: _Run) -> list[str]:

@@ -228,7 +228,29 @@ def test_overlays_that_do_not_fit_are_left_out_and_named_with_the_reason(whole, 
     assert "teacher" in named
 
 
+def test_references_of_the_network_and_the_working_grid_are_written_out(run, out):
+    bundle = run.parents[1]
+    for name in ("train", "inference"):
+        with (bundle / "configs" / f"{name}.yaml").open("a") as file:
+            file.write("pixel_size: 1.0\ndiameter: 512\n")
+    config = read(run / "run.json")["config"]
+    network = {**config["network_def"], "out_channels": "$len(@class_names)"}
+    change_json(run / "run.json", config={**config, "network_def": network, "pixel_size": "$4 / 2", "diameter": 256})
+    made = materialize_run(run, out)
+    inference = read(made / "configs" / "inference.yaml")
+    assert (inference["pixel_size"], inference["diameter"]) == (2.0, 256)
+    for file in ("train.yaml", "inference.yaml", "infer.json"):
+        assert read(made / "configs" / file)["network_def"] == config["network_def"], file
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_no_file_can_hold_is_refused(run, out):
+    config = read(run / "run.json")["config"]
+    network = {**config["network_def"], "channels": "$[object()]"}
+    change_json(run / "run.json", config={**config, "network_def": network})
+    refused(run, out, ValueError, r"network_def::channels of the run is '\$\[object\(\)\]', which no file can hold")
 
 
 def refused(run: Path, out: Path, error: type[Exception], message: str, bundle: Path | None = None) -> None:

@@ -19,6 +19,7 @@ from monai_kd.handlers.case_scores import write_metrics_csv
 from monai_kd.handlers.files import is_main_process
 from monai_kd.handlers.provenance import config_hash, file_sha256
 from monai_kd.handlers.run_record import INFERENCE_IDS, RunRecord, without_inferer
+from monai_kd.teachers.weights import read_state_dict
 
 __all__ = ["EvaluationRecord", "require_weights"]
 
@@ -43,9 +44,15 @@ _NOT_PROTOCOL_STEPS = ("data", "dataset", "dataloader", "handlers", "evaluator",
 
 
 def require_weights(path: str) -> None:
-    """Raise FileNotFoundError if there is no weights file to evaluate."""
+    """Check the weights file to evaluate before any data is read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged or cut short, or no checkpoint.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"ckpt_path '{path}' does not exist; train first, or pass --ckpt_path FILE")
+    read_state_dict(Path(path), None, "cpu")
 
 
 class EvaluationRecord(RunRecord):

@@ -83,7 +83,9 @@ def read_state_dict(path: Path, key: str | None, map_location: str | torch.devic
 def _load_checkpoint(path: Path, map_location: str | torch.device) -> Any:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:  # a seek beyond the end is an OSError
         raise ValueError(_unreadable(path, str(error))) from error
 
 

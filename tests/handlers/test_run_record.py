@@ -574,6 +574,16 @@ def test_absent_weights_are_named(tmp_path):
         require_weights(str(tmp_path / "x.pt"))
 
 
+@pytest.mark.parametrize("kept", [0, 20_000])
+def test_weights_that_were_cut_short_are_named_before_any_data_is_read(tmp_path, kept):
+    path = tmp_path / "x.pt"
+    torch.save({"weight": torch.zeros(100_000)}, path)
+    require_weights(str(path))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"x.pt' is no readable PyTorch checkpoint, damaged or cut short"):
+        require_weights(str(path))
+
+
 def protocol(tmp_path: Path, training: tuple[Path, Any], changes: dict[str, Any] | None = None) -> dict[str, Any]:
     changes = {"evaluation::weights": str(training[0] / "model.pt"), **(changes or {})}
     return content(tmp_path, changes, "evaluation")["protocol"]

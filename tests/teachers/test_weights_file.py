@@ -69,6 +69,14 @@ def test_a_damaged_file_is_named(tmp_path, content):
         load_weights(make_network(), path)
 
 
+@pytest.mark.parametrize("kept", [1_000, 20_000, 100_000, 399_000])
+def test_a_file_that_was_cut_short_is_named_wherever_the_cut_is(tmp_path, kept):
+    path = save(tmp_path / "model.pt", {"weight": torch.zeros(100_000)})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"model.pt' is no readable PyTorch checkpoint, damaged or cut short"):
+        load_weights(make_network(), path)
+
+
 def test_a_pointer_to_large_files_is_told_apart(tmp_path):
     path = tmp_path / "model.pt"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")

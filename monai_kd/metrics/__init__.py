@@ -10,6 +10,7 @@ from monai_kd.metrics.pixels import (
     score_pixels,
     summarize_pixels,
 )
+from monai_kd.metrics.protocols import score_volume, summarize_volumes
 from monai_kd.metrics.reliance import bottleneck_reliance
 from monai_kd.metrics.semantic_distance import frechet_semantic_distance
 
@@ -24,6 +25,8 @@ __all__ = [
     "region_dice",
     "score_case",
     "score_pixels",
+    "score_volume",
     "summarize",
     "summarize_pixels",
+    "summarize_volumes",
 ]

@@ -43,8 +43,8 @@ def score_volume(
         protocol: ``strict`` or ``transunet``.
 
     Returns:
-        ``{"dice": {name: value}, "hd95_mm" or "hd95_voxels": {name: value}, "missed": [names], "false_positive":
-        [names]}``; see :func:`~monai_kd.metrics.score_case`, which is ``strict``.
+        ``dice`` and ``hd95_mm`` or ``hd95_voxels``, each class to value, and the classes ``missed`` and
+        ``false_positive``, as :func:`~monai_kd.metrics.score_case`, which is ``strict``.
 
     Raises:
         ValueError: an unknown protocol; shapes differ, or do not have one channel per class.
